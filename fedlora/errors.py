@@ -1,0 +1,53 @@
+"""Every error that fedlora raises on purpose.
+
+::
+
+    FedloraError
+    ├── RecipeError        a recipe key is unknown, of the wrong type, or in conflict with another
+    ├── DataError          a data file is missing, empty, broken, or of no known format
+    ├── BaseModelError     a base model is not there, or cannot carry the adapter asked for
+    ├── AdapterError       an adapter's tensors are not what its specification says
+    ├── WireError          bytes from the network are not the adapter that was expected
+    ├── InspectionError    the gate refuses to let a reply leave the site
+    ├── RunError           a run cannot start, go on, or be resumed
+    └── StorageError       a file cannot be written: no permission, no space
+
+A message says what was expected, what came, and what to do. The command line prints it without a
+traceback and exits with code 2.
+"""
+
+
+class FedloraError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class RecipeError(FedloraError):
+    """A recipe key is unknown, of the wrong type, or in conflict with another."""
+
+
+class DataError(FedloraError):
+    """A data file is missing, empty, broken, or of no known format."""
+
+
+class BaseModelError(FedloraError):
+    """A base model is not there, or cannot carry the adapter that the recipe asks for."""
+
+
+class AdapterError(FedloraError):
+    """An adapter's tensors are not what its specification says."""
+
+
+class WireError(FedloraError):
+    """Bytes from the network are not the adapter that was expected."""
+
+
+class InspectionError(FedloraError):
+    """The gate refuses to let a reply leave the site."""
+
+
+class RunError(FedloraError):
+    """A run cannot start, go on, or be resumed."""
+
+
+class StorageError(FedloraError):
+    """A file cannot be written: no permission, no space."""
