@@ -1,0 +1,1 @@
+"""From files and documentation to batches of tokens: formats, partition, templates, masks."""

@@ -1,0 +1,81 @@
+"""Which rows a site trains on and which it holds out."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from fedlora.data.formats import Example, Rows, RowType, read_dataset
+from fedlora.errors import DataError
+from fedlora.recipe import Dataset, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class SiteExamples:
+    """The rows of one site.
+
+    Guarantees:
+        Both parts hold at least one row, and no row of one equals a row of the other.
+    """
+
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    types: tuple[RowType, ...]
+    """Formats of the datasets that the rows came from, in the recipe's order, each once."""
+
+
+def site_examples(recipe: Recipe, site: str) -> SiteExamples:
+    """Return the rows of one site, split into those to train on and those held out.
+
+    A site has the datasets labelled with its name. When none is labelled, the rows of all are
+    dealt out among ``recipe.site_names`` by a shuffle that depends on ``recipe.seed`` alone, in
+    shares that differ by one row at most.
+
+    The held-out share is ``recipe.val_set_size`` of the different rows, drawn by a shuffle that
+    depends on the seed and the site's name. Rows that occur once are drawn first; copies of a row
+    that is drawn nevertheless are left out of the training part.
+
+    Raises:
+        DataError: the data cannot be read, the recipe does not know the site, or the site has fewer
+            than two different rows.
+    """
+    if site not in recipe.site_names:
+        raise DataError(
+            f"site {site}: the recipe has no such site, only {', '.join(recipe.site_names)}."
+        )
+    labelled = [dataset for dataset in recipe.datasets if dataset.site == site]
+    rows = [_read(dataset, Path.cwd()) for dataset in labelled or recipe.datasets]
+    examples: Sequence[Example] = [example for part in rows for example in part.examples]
+    if not labelled:
+        deal = random.Random(f"{recipe.seed}/deal")
+        order = deal.sample(range(len(examples)), len(examples))
+        own = order[recipe.site_names.index(site) :: len(recipe.site_names)]
+        examples = [examples[index] for index in sorted(own)]
+    train, held_out = _split(examples, recipe=recipe, site=site)
+    return SiteExamples(train, held_out, types=tuple(dict.fromkeys(part.type for part in rows)))
+
+
+@lru_cache(maxsize=32)
+def _read(dataset: Dataset, folder: Path) -> Rows:  # noqa: ARG001 - a path is relative to it
+    """Read a dataset once in this process: the sites of a simulation all need it."""
+    return read_dataset(dataset)
+
+
+def _split(
+    examples: Sequence[Example], *, recipe: Recipe, site: str
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    copies = Counter(examples)
+    if len(copies) < 2:
+        raise DataError(
+            f"site {site}: it has {len(copies)} different rows, but needs at least 2, one to train "
+            "on and one to hold out. Add rows, or lower federation.sites."
+        )
+    distinct = list(copies)
+    random.Random(f"{recipe.seed}/{site}").shuffle(distinct)
+    distinct.sort(key=copies.__getitem__)
+    share = round(recipe.val_set_size * len(distinct))
+    drawn = set(distinct[: min(max(share, 1), len(distinct) - 1)])
+    train = tuple(example for example in examples if example not in drawn)
+    return train, tuple(example for example in copies if example in drawn)

@@ -1,0 +1,1 @@
+"""The tests; a package so that ``tests.oracles`` and ``tests.strategies`` can be imported."""
