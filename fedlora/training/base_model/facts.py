@@ -1,0 +1,91 @@
+"""What is known of a base model before its weights are loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from fedlora.adapter import AdapterSpec
+from fedlora.recipe import Recipe
+from fedlora.training.base_model.files import digest, resolve
+from fedlora.training.base_model.memory import Workload, estimate
+from fedlora.training.base_model.network import attention, compute, load_skeleton
+from fedlora.training.base_model.targets import (
+    factor_shapes,
+    linear_modules,
+    select,
+    shortest_names,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseFacts:
+    """A base model and the adapter on it, as its configuration describes them."""
+
+    spec: AdapterSpec
+    architecture: str
+    """The model's class, such as ``LlamaForCausalLM``."""
+    parameters: int
+    """Values in the base; tied weights count once."""
+    dtype: str
+    """Of the computation: ``bfloat16`` or ``float32``."""
+    device: str
+    memory: int
+    """Estimated bytes while training, without what the process takes for itself."""
+
+
+def describe(recipe: Recipe) -> BaseFacts:
+    """Return the facts of the recipe's base model; its weights are hashed, but not loaded.
+
+    Raises:
+        BaseModelError: the model is not there, is no causal language model that transformers
+            knows, or has none of the modules that the recipe names.
+    """
+    folder = resolve(recipe.base_model, recipe.base_model_revision)
+    skeleton = load_skeleton(folder)
+    spec = adapter_spec(recipe, folder, skeleton)
+    device, dtype = compute(recipe)
+    return BaseFacts(
+        spec=spec,
+        architecture=type(skeleton).__name__,
+        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        memory=estimate(skeleton, linear_modules(skeleton), _workload(recipe, spec, skeleton)),
+    )
+
+
+def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> AdapterSpec:
+    """Return what the recipe's adapter is made of; the same for ``lora`` and ``qlora``.
+
+    Raises:
+        BaseModelError: a name in ``lora_target_modules`` fits no linear module.
+    """
+    selected = select(linear_modules(skeleton), recipe.lora_target_modules)
+    return AdapterSpec(
+        base_model=recipe.base_model,
+        base_model_revision=recipe.base_model_revision,
+        base_digest=digest(folder),
+        rank=recipe.lora_r,
+        alpha=recipe.lora_alpha,
+        target_modules=shortest_names(skeleton, selected),
+        tensors=factor_shapes(selected, rank=recipe.lora_r),
+    )
+
+
+def _workload(recipe: Recipe, spec: AdapterSpec, skeleton: PreTrainedModel) -> Workload:
+    device, dtype = compute(recipe)
+    config = skeleton.config.get_text_config()
+    keeps_scores = attention(recipe, device) == "eager"
+    return Workload(
+        dtype=dtype,
+        quantized=recipe.adapter == "qlora",
+        adapter_size=spec.size,
+        examples=recipe.micro_batch_size,
+        length=recipe.sequence_len,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocabulary=config.vocab_size,
+        attention_heads=config.num_attention_heads if keeps_scores else 0,
+        checkpointing=recipe.gradient_checkpointing,
+    )
