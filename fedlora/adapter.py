@@ -74,8 +74,34 @@ class AdapterSpec:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the specification, in hexadecimal."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the specification as canonical JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote."""
+        fields = json.loads(text)
+        tensors = tuple(
+            TensorSpec(module=t["module"], factor=t["factor"], shape=tuple(t["shape"]))
+            for t in fields.pop("tensors")
+        )
+        fields["target_modules"] = tuple(fields["target_modules"])
+        return cls(tensors=tensors, **fields)
+
+    def require_same(self, other: Self) -> None:
+        """Do nothing if ``other`` is the same specification.
+
+        Raises:
+            AdapterError: it is another.
+        """
+        if other.digest != self.digest:
+            raise AdapterError(
+                f"The adapters have different specifications ({self.digest[:12]} and "
+                f"{other.digest[:12]}): base model, rank, alpha and target modules must be equal."
+            )
 
     def offsets(self) -> Iterator[tuple[TensorSpec, int]]:
         """Yield each tensor's specification with its first index in the flat vector."""
@@ -130,13 +156,29 @@ class AdapterState(_Adapter):
                 values.uniform_(-bound, bound, generator=generator)
         return state
 
+    def arranged_as(self, spec: AdapterSpec) -> Self:
+        """Return the same factors in the order of ``spec``, as an adapter of ``spec``.
+
+        Raises:
+            AdapterError: the factors, their shapes or the scaling are others.
+        """
+        factors = {tensor: values for tensor, values in self.factors()}
+        if factors.keys() != set(spec.tensors) or self.spec.scaling != spec.scaling:
+            raise AdapterError(
+                f"The adapter (rank {self.spec.rank}, alpha {self.spec.alpha:g}, "
+                f"{len(factors)} factors) does not fit the modules of {spec.base_model} that "
+                f"rank {spec.rank} and alpha {spec.alpha:g} put {len(spec.tensors)} factors on."
+            )
+        flat = torch.cat([factors[tensor].flatten() for tensor in spec.tensors])
+        return type(self)(spec=spec, values=flat)
+
     def minus(self, other: Self) -> Tensor:
         """Return the flat increment that leads from ``other`` to this state.
 
         Raises:
             AdapterError: the two have different specifications.
         """
-        self._require_same(other.spec)
+        self.spec.require_same(other.spec)
         return self.values - other.values
 
     def plus(self, update: "AdapterUpdate") -> Self:
@@ -145,15 +187,8 @@ class AdapterState(_Adapter):
         Raises:
             AdapterError: the two have different specifications.
         """
-        self._require_same(update.spec)
+        self.spec.require_same(update.spec)
         return type(self)(spec=self.spec, values=self.values + update.values)
-
-    def _require_same(self, spec: AdapterSpec) -> None:
-        if spec.digest != self.spec.digest:
-            raise AdapterError(
-                f"The adapters have different specifications ({self.spec.digest[:12]} and "
-                f"{spec.digest[:12]}): base model, rank, alpha and target modules must be equal."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,3 +197,8 @@ class AdapterUpdate(_Adapter):
 
     num_examples: int
     """Training examples behind the increment; what a weighted average weights by."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InspectedUpdate(AdapterUpdate):
+    """An update that the gate let pass; only such a one is encoded for the network."""

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from fedlora.errors import StorageError
 
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one.
@@ -25,6 +28,7 @@ def write_file(path: Path, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_UMASK)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -48,7 +52,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 _sync_file(file)
-            temporary.chmod(0o755)
+            temporary.chmod(0o777 & ~_UMASK)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(temporary, path)

@@ -4,18 +4,15 @@ All of it is resolved and checked before anything is loaded. Methods of aggregat
 in one table, ``METHODS``, which decides what can be combined.
 """
 
-import difflib
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
+from fedlora.document import Document, write_yaml
 from fedlora.errors import RecipeError
 
 STANDARD_LIBRARY = "standard-library"
@@ -45,7 +42,9 @@ METHODS: Mapping[Method, MethodFacts] = {
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -63,7 +62,7 @@ class Dataset(_Section):
     packages: Strings = ()
     """Which packages of the standard library to read; all when empty."""
     site: Name | None = None
-    """The site that holds this data; without it the rows are dealt out among ``federation.sites``."""
+    """The site that holds this data; without it the rows are dealt out among all sites."""
 
     @model_validator(mode="after")
     def _packages_are_of_the_standard_library(self) -> Self:
@@ -92,8 +91,8 @@ class Federation(_Section):
     """Seconds to wait for enough clients to be connected."""
     max_update_norm: Annotated[float, Field(gt=0)] = 10
     """An update is refused when its norm is above this multiple of the last round's median norm."""
-    evaluate_every: Count = 1
-    """Rounds between evaluations at the sites; the last round is always evaluated."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    """Rounds between evaluations at the sites, besides those at both ends; 0 for none at all."""
 
 
 class Wire(_Section):
@@ -180,6 +179,11 @@ class Recipe(_Section):
         return tuple(labelled) or tuple(f"site-{i + 1}" for i in range(self.federation.sites or 4))
 
     @property
+    def cohort_size(self) -> int:
+        """Clients of a round."""
+        return self.federation.cohort_size or len(self.site_names)
+
+    @property
     def batch_size(self) -> int:
         """Examples behind one optimiser step."""
         return self.micro_batch_size * self.gradient_accumulation_steps
@@ -196,7 +200,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML that ``from_yaml`` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
 
     @property
     def digest(self) -> str:
@@ -204,9 +208,7 @@ class Recipe(_Section):
         return hashlib.sha256(self.to_yaml().encode()).hexdigest()
 
     @classmethod
-    def from_yaml(
-        cls, text: str, *, source: str = "recipe", overrides: Sequence[str] = ()
-    ) -> Self:
+    def from_yaml(cls, text: str, *, source: str = "recipe", overrides: Sequence[str] = ()) -> Self:
         """Read and validate a recipe.
 
         Args:
@@ -217,14 +219,13 @@ class Recipe(_Section):
         Raises:
             RecipeError: names the source, the line, the key, what was expected and what to do.
         """
-        document, lines = _read_yaml(text, source=source)
+        document = Document.read(text, source=source)
         for override in overrides:
-            _apply(override, document)
+            document.override(override)
         try:
-            return cls.model_validate(document)
+            return cls.model_validate(document.values)
         except ValidationError as error:
-            problems = [_explain(e, source=source, lines=lines) for e in error.errors()]
-            raise RecipeError("\n".join(dict.fromkeys(problems))) from None
+            raise RecipeError(document.explain(error, model=cls)) from None
 
 
 def read_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -238,118 +239,3 @@ def read_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: the recipe cannot be read ({error}).") from None
     return Recipe.from_yaml(text, source=str(path), overrides=overrides)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that ``3e-4`` is a number and ``on`` is a word."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-_Path = tuple[str | int, ...]
-
-
-def _read_yaml(text: str, *, source: str) -> tuple[dict[str, Any], dict[_Path, int]]:
-    try:
-        loader = _Loader(text)
-        try:
-            root = loader.get_single_node()
-            document = loader.construct_document(root) if root else {}
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise RecipeError(f"{source}{where}: this is not valid YAML: {problem}.") from None
-    if not isinstance(document, dict):
-        raise RecipeError(f"{source}: a recipe is a mapping of keys to values, see the README.")
-    lines: dict[_Path, int] = {}
-    if root:
-        _collect_lines(root, (), lines, source=source)
-    return document, lines
-
-
-def _collect_lines(node: yaml.Node, path: _Path, lines: dict[_Path, int], *, source: str) -> None:
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            line, inner = key.start_mark.line + 1, (*path, key.value)
-            if inner in lines:
-                raise RecipeError(
-                    f"{source}, line {line}: {_dotted(inner)} is given twice "
-                    f"(first in line {lines[inner]}). Keep one of them."
-                )
-            lines[inner] = line
-            _collect_lines(value, inner, lines, source=source)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _collect_lines(item, (*path, index), lines, source=source)
-
-
-def _apply(override: str, document: dict[str, Any]) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise RecipeError(f"{override!r}: an override has the form section.key=value.")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
-        raise RecipeError(f"{override!r}: the value is not valid YAML.") from None
-    *sections, last = key.strip().split(".")
-    target = document
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise RecipeError(f"{override!r}: {section} is not a section of the recipe.")
-    target[last] = value
-
-
-def _explain(error: ErrorDetails, *, source: str, lines: Mapping[_Path, int]) -> str:
-    path = tuple(part for part in error["loc"] if not _is_branch(part))
-    known = [path[:n] for n in range(len(path), -1, -1) if path[:n] in lines and path[:n]]
-    where = f"{source}, line {lines[known[0]]}" if known else source
-    key = _dotted(path)
-    if error["type"] == "extra_forbidden":
-        names = _keys_at(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(names))}."
-        return f"{where}: {key} is not a recipe key; {hint}"
-    if error["type"] == "missing":
-        return f"{where}: {key} is missing."
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if error["type"] == "value_error":
-        return f"{where}: {f'{key}: ' if key else ''}{message}."
-    return f"{where}: {key}: {message}, but it is {error['input']!r}."
-
-
-def _is_branch(part: str | int) -> bool:
-    """Tell whether a part of pydantic's location names a branch of a union, not a key."""
-    return isinstance(part, str) and bool(re.search(r"[\[\(]|^(bool|tuple|str)$", part))
-
-
-def _keys_at(path: Iterable[str | int]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        nested = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
-        model = next(a for a in nested if issubclass(a, BaseModel))
-    return list(model.model_fields)
-
-
-def _dotted(path: _Path) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

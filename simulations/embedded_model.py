@@ -107,7 +107,9 @@ def read_pieces(folder: Path) -> list[str]:
         for function in read_package(package, package=package.name):
             distinct = function.first_paragraph not in known
             if distinct and "test" not in function.module and function.docstring not in pieces:
-                pieces[function.docstring] = f"{function.call}\n{function.docstring}"[:LONGEST_PIECE]
+                pieces[function.docstring] = f"{function.call}\n{function.docstring}"[
+                    :LONGEST_PIECE
+                ]
     return list(pieces.values())
 
 

@@ -1,11 +1,16 @@
 """Fixtures that several parts of the tests use."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import fedlora
+from fedlora.recipe import Recipe
+
+_FRUIT = ["apple", "pear", "plum", "fig", "quince", "medlar", "grape", "cherry", "lime", "peach"]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,47 @@ def tokenizer() -> PreTrainedTokenizerBase:
     """Tokenizer of the embedded base model; its chat template has generation markers."""
     folder = Path(fedlora.__file__).parent / "training" / "embedded"
     return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> dict[str, Path]:
+    """Two data files: what a fruit is, asked in two ways."""
+    files = {}
+    for site, question in (("north", "What is a {}?"), ("south", "Tell me about the {}.")):
+        rows = [
+            {
+                "prompt": question.format(fruit),
+                "completion": f"The {fruit} is a fruit of the {site}.",
+            }
+            for fruit in _FRUIT
+        ]
+        files[site] = tmp_path / f"{site}.jsonl"
+        files[site].write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return files
+
+
+@pytest.fixture
+def recipe_text(sites: dict[str, Path]) -> str:
+    """A recipe for a run of seconds."""
+    return f"""\
+name: small
+sequence_len: 64
+micro_batch_size: 4
+learning_rate: 1e-2
+val_set_size: 0.2
+bf16: false
+datasets:
+  - {{path: {sites["north"]}, site: north}}
+  - {{path: {sites["south"]}, site: south}}
+federation: {{rounds: 3, local_steps: 2}}
+"""
+
+
+@pytest.fixture
+def small_recipe(recipe_text: str) -> Callable[..., Recipe]:
+    """Return the recipe with overrides."""
+
+    def make(*overrides: str) -> Recipe:
+        return Recipe.from_yaml(recipe_text, overrides=overrides)
+
+    return make

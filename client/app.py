@@ -1,0 +1,5 @@
+"""The site's Flower app: wiring only, what it does is in ``fedlora.runtime.client``."""
+
+from fedlora.runtime.client import app
+
+__all__ = ["app"]

@@ -1,0 +1,48 @@
+"""The ``fedlora`` command: its commands, and how errors look to a user."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fedlora import __version__
+from fedlora.cli.chat import chat
+from fedlora.cli.simulate import simulate
+from fedlora.errors import FedloraError
+
+app = typer.Typer(
+    name="fedlora",
+    help="Federated, privacy-preserving LoRA fine-tuning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(simulate)
+app.command()(chat)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Federated, privacy-preserving LoRA fine-tuning."""
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message and exit code 2."""
+    try:
+        app()
+    except FedloraError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)

@@ -1,0 +1,105 @@
+"""``fedlora simulate``: a whole federated run on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fedlora.errors import RecipeError
+
+if TYPE_CHECKING:
+    from fedlora.recipe import Recipe
+    from fedlora.runtime.run_folder import RunFolder
+
+DEMO = Path(__file__).parent.parent / "demo.yaml"
+
+Engine = Literal["in-process", "ray"]
+
+
+def simulate(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            help="A recipe file (without one, the demo) and keys that replace what it says.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    engine: Annotated[
+        Engine | None, typer.Option(help="What carries the messages: simulation.engine.")
+    ] = None,
+    compare: Annotated[
+        bool | None,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Also train each site alone and all data pooled: simulation.compare.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print what it would cost, stop.")
+    ] = False,
+) -> None:
+    """Simulate a federated run: sites train, an aggregator combines, a release is published.
+
+    Without a recipe it runs the demo: four sites with different parts of the Python standard
+    library's documentation teach a small language model what functions do.
+    """
+    if resume:
+        if arguments or engine or compare is not None or dry_run:
+            raise RecipeError("--resume goes on with the run's own recipe: give nothing beside it.")
+        _go_on(resume)
+        return
+    recipe = _read(arguments or [], engine=engine, compare=compare)
+
+    from fedlora.cli import tables
+    from fedlora.runtime import simulation
+    from fedlora.runtime.plan import plan
+
+    planned = plan(recipe)
+    if dry_run:
+        typer.echo(recipe.to_yaml())
+        tables.print_plan(planned)
+        return
+    tables.print_plan(planned)
+    _play(simulation.start(planned, runs=runs))
+
+
+def _read(arguments: list[str], *, engine: Engine | None, compare: bool | None) -> "Recipe":
+    from fedlora.recipe import read_recipe
+
+    files = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if len(files) > 1:
+        raise RecipeError(
+            f"One recipe is expected, but there are {len(files)}: {', '.join(files)}."
+        )
+    if engine:
+        overrides.append(f"simulation.engine={engine}")
+    if compare is not None:
+        overrides.append(f"simulation.compare={str(compare).lower()}")
+    return read_recipe(Path(files[0]) if files else DEMO, overrides=overrides)
+
+
+def _go_on(path: Path) -> None:
+    from fedlora.runtime.run_folder import RunFolder
+
+    _play(RunFolder.open(path))
+
+
+def _play(run: "RunFolder") -> None:
+    from fedlora.cli import tables
+    from fedlora.cli.view import RunView
+    from fedlora.runtime.comparison import read_comparison
+    from fedlora.runtime.simulation import simulate as play
+
+    try:
+        with RunView() as view:
+            play(run, observe=view)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped. Go on with: fedlora simulate --resume {run.path}", err=True)
+        raise typer.Exit(130) from None
+    tables.print_comparison(read_comparison(run))
+    tables.print_outcome(run)

@@ -1,0 +1,131 @@
+"""What one sees while a run goes on: a line for each round, below it the round in progress."""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedlora.runtime.comparison import losses_of, overall
+from fedlora.runtime.events import (
+    BaselineProgress,
+    Event,
+    RoundFinished,
+    RoundStarted,
+    RunStarted,
+    UpdateSettled,
+)
+from fedlora.runtime.format import duration, size
+
+_MANY_SITES = 8
+"""Above this a round's line shows no loss for each site."""
+
+
+class RunView:
+    """Draws a run's events; on something that is not a terminal it prints the lines only."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self._sites: tuple[str, ...] = ()
+        self._round, self._rounds, self._played = 0, 0, 0
+        self._cohort: tuple[str, ...] = ()
+        self._settled: dict[str, UpdateSettled] = {}
+        self._baseline: BaselineProgress | None = None
+        self._started = time.monotonic()
+        self._live = Live(console=self.console, get_renderable=self._draw, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event and draw it."""
+        match event:
+            case RunStarted():
+                self._sites, self._rounds, self._round = event.sites, event.rounds, event.complete
+                self._started = time.monotonic()
+                self.console.print("Held-out loss in nats per token, over all sites and at each:")
+                self.console.print(self._header(), style="bold", soft_wrap=True)
+            case RoundStarted():
+                self._round, self._cohort, self._settled = event.round, event.cohort, {}
+            case UpdateSettled():
+                self._settled[event.site] = event
+                if event.refused:
+                    text = f"        {event.site} refused: {event.refused}"
+                    self.console.print(text, style="yellow", markup=False)
+            case RoundFinished():
+                self._played += event.record["round"] > 0
+                self.console.print(self._line(event.record), soft_wrap=True)
+            case BaselineProgress():
+                if not self._baseline or self._baseline.name != event.name:
+                    self.console.print(f"compare {_baseline(event)}", style="dim")
+                self._baseline = event
+
+    def _header(self) -> str:
+        sites = "".join(f"{site[:7]:>8}" for site in self._sites) if self._few() else ""
+        return f"{'round':<6}{'loss':>8}{sites}{'updates':>9}{'down':>9}{'up':>9}{'time':>8}"
+
+    def _line(self, record: dict[str, Any]) -> str:
+        losses = losses_of(record["evaluation"])
+        total = f"{overall(losses).loss:.3f}" if losses else "-"
+        each = [f"{losses[s].loss:.3f}" if s in losses else "-" for s in self._sites]
+        sites = "".join(f"{text:>8}" for text in each) if self._few() else ""
+        updates = f"{len(record['folded'])}/{len(record['cohort'])}"
+        return (
+            f"{record['round']:<6}{total:>8}{sites}{updates:>9}"
+            f"{size(record['bytes_down']):>9}{size(record['bytes_up']):>9}"
+            f"{duration(record['seconds']):>8}"
+        )
+
+    def _few(self) -> bool:
+        return len(self._sites) <= _MANY_SITES
+
+    def _draw(self) -> Group:
+        if self._baseline:
+            step, steps = self._baseline.step, self._baseline.steps
+            return Group(_bar(f"compare {_baseline(self._baseline)}", step, steps))
+        done, total = len(self._settled), max(1, len(self._cohort))
+        share = (self._round - 1 + done / total) if self._round else 0
+        label = f"round {self._round} of {self._rounds}{self._time_left()}"
+        table = Table.grid(padding=(0, 2))
+        for site in self._cohort if self._few() else ():
+            table.add_row(f"  {site}", self._status(site))
+        return Group(_bar(label, share, self._rounds), table)
+
+    def _status(self, site: str) -> Text:
+        settled = self._settled.get(site)
+        if settled is None:
+            waiting = next(s for s in self._cohort if s not in self._settled) == site
+            return Text("training" if waiting else "waiting", style="cyan" if waiting else "dim")
+        if settled.refused:
+            return Text("refused", style="yellow")
+        return Text(f"training loss {settled.train_loss:.3f}", style="green")
+
+    def _time_left(self) -> str:
+        if not self._played:
+            return ""
+        each = (time.monotonic() - self._started) / (self._played + 0.5)
+        return f", about {duration(each * (self._rounds - self._played))} left"
+
+
+def _baseline(event: BaselineProgress) -> str:
+    return f"{event.name}: {event.steps} steps"
+
+
+def _bar(label: str, done: float, total: float) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(ProgressBar(total=max(total, 1), completed=done, width=30), label)
+    return table

@@ -1,0 +1,90 @@
+"""The site's Flower app: train and evaluate on the site's own data, behind the gate."""
+
+from functools import lru_cache
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import PARTITION_ID_KEY
+
+from fedlora.adapter import AdapterState, AdapterUpdate
+from fedlora.gate.inspection import inspect_metrics, inspect_update
+from fedlora.recipe import Recipe
+from fedlora.runtime import records
+from fedlora.runtime.site import Site
+from fedlora.wire.codec import (
+    Envelope,
+    decode_state,
+    decode_trained,
+    encode_trained,
+    encode_update,
+)
+
+
+def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Let a reply to training pass only after inspection, encoded by the gate itself.
+
+    Raises:
+        InspectionError: the reply holds something that may not leave the site.
+    """
+    site, envelope = _open(message, context)
+    content = call_next(message, context).content
+    metrics = inspect_metrics(records.metrics_of(content))
+    limit, most = site.recipe.wire.max_bytes, site.recipe.max_examples
+    trained = decode_trained(records.unpack(content), envelope, max_bytes=limit)
+    update = inspect_update(trained, spec=envelope.spec, max_examples=most)
+    payload = encode_update(update, envelope)
+    return Message(records.reply(metrics, payload=payload), reply_to=message)
+
+
+app = ClientApp()
+
+
+@app.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Say which site this is."""
+    site, _ = _open(message, context)
+    return Message(records.introduction(site.name), reply_to=message)
+
+
+@app.train(mods=[gate])
+def train(message: Message, context: Context) -> Message:
+    """Train the received adapter for a round and reply with the increment."""
+    site, envelope = _open(message, context)
+    received = _received(message, site, envelope)
+    result = site.train_round(received, number=envelope.round)
+    update = AdapterUpdate(
+        spec=envelope.spec,
+        values=result.state.minus(received),
+        num_examples=result.examples,
+    )
+    metrics = {"train_loss": sum(result.losses) / len(result.losses)}
+    payload = encode_trained(update, envelope)
+    return Message(records.reply(metrics, payload=payload), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the received adapter on the site's held-out rows."""
+    site, envelope = _open(message, context)
+    result = site.evaluate(_received(message, site, envelope))
+    metrics = {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
+    return Message(records.reply(inspect_metrics(metrics)), reply_to=message)
+
+
+def _open(message: Message, context: Context) -> tuple[Site, Envelope]:
+    """Return the warm site that this client stands for, and what the exchange is about."""
+    task = records.Task.of(message.content)
+    site = _site(task.recipe, int(context.node_config[PARTITION_ID_KEY]))
+    return site, Envelope(spec=site.base.spec, run=task.run, round=task.round)
+
+
+@lru_cache(maxsize=128)
+def _site(recipe_text: str, partition: int) -> Site:
+    recipe = Recipe.from_yaml(recipe_text)
+    return Site.open(recipe, recipe.site_names[partition])
+
+
+def _received(message: Message, site: Site, envelope: Envelope) -> AdapterState:
+    payload = records.unpack(message.content)
+    return decode_state(payload, envelope, max_bytes=site.recipe.wire.max_bytes)

@@ -1,0 +1,64 @@
+"""What a run tells whoever watches it. The command line draws these; nothing depends on them."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    """The rounds begin, or go on after a stop."""
+
+    rounds: int
+    complete: int
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundStarted:
+    """A round's instructions were sent."""
+
+    round: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettled:
+    """One client's update was accepted, or refused with a reason."""
+
+    round: int
+    site: str
+    train_loss: float | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFinished:
+    """A round is complete and on disk."""
+
+    record: dict[str, Any]
+    """The round's line of ``rounds.jsonl``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineProgress:
+    """A step of the comparison that runs after the rounds."""
+
+    name: str
+    """The site that trains alone, or ``all data pooled``."""
+    step: int
+    steps: int
+    loss: float
+
+
+_log = logging.getLogger("fedlora")
+
+
+Event = RunStarted | RoundStarted | UpdateSettled | RoundFinished | BaselineProgress
+Observer = Callable[[Event], None]
+
+
+def log_event(event: Event) -> None:
+    """Write an event to the log: the observer of a run that nobody watches."""
+    _log.info("%s", event)

@@ -1,0 +1,116 @@
+"""Our values inside Flower's records. Both directions of the conversation are defined here.
+
+The aggregator's instruction holds the resolved recipe, the run, the round and, except when it asks
+who is there, the encoded global adapter. A site's reply holds its name, or allow-listed metrics
+and, after training, one encoded update.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedlora.errors import WireError
+
+STYPE = "fedlora.wire.v1"
+"""Serialisation type of the one array that a message carries."""
+
+_ADAPTER, _TASK, _METRICS, _SITE = "adapter", "task", "metrics", "site"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the aggregator asks of a site."""
+
+    recipe: str
+    """The resolved recipe as YAML."""
+    run: str
+    round: int
+
+    def to_record(self) -> ConfigRecord:
+        """Return the task as Flower carries it."""
+        return ConfigRecord({"recipe": self.recipe, "run": self.run, "round": self.round})
+
+    @classmethod
+    def of(cls, content: RecordDict) -> Self:
+        """Read the task from an instruction.
+
+        Raises:
+            WireError: there is no such task.
+        """
+        record = content.config_records.get(_TASK, ConfigRecord())
+        recipe, run, number = record.get("recipe"), record.get("run"), record.get("round")
+        if not (isinstance(recipe, str) and isinstance(run, str) and isinstance(number, int)):
+            raise WireError("The message holds no task: a recipe, a run and a round were expected.")
+        if not 0 <= number < 2**32:
+            raise WireError(f"round: 0 or a 32-bit number above was expected, but it is {number}.")
+        return cls(recipe=recipe, run=run, round=number)
+
+
+def instruction(task: ConfigRecord, arrays: ArrayRecord | None) -> RecordDict:
+    """Return the content of an instruction."""
+    content = RecordDict({_TASK: task})
+    if arrays is not None:
+        content[_ADAPTER] = arrays
+    return content
+
+
+def introduction(site: str) -> RecordDict:
+    """Return the content of a reply that says which site this is."""
+    return RecordDict({_SITE: ConfigRecord({"name": site})})
+
+
+def reply(metrics: Mapping[str, int | float], *, payload: bytes | None = None) -> RecordDict:
+    """Return the content of a reply to training or evaluation."""
+    content = RecordDict({_METRICS: MetricRecord(dict(metrics))})
+    if payload is not None:
+        content[_ADAPTER] = pack(payload)
+    return content
+
+
+def pack(payload: bytes) -> ArrayRecord:
+    """Return encoded adapter bytes as one Flower array: hundreds of arrays cost four times that."""
+    array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
+    return ArrayRecord({_ADAPTER: array})
+
+
+def unpack(content: RecordDict) -> bytes:
+    """Return the encoded adapter of a message.
+
+    Raises:
+        WireError: there is not exactly one array, or it is not ours.
+    """
+    arrays = content.array_records.get(_ADAPTER, ArrayRecord())
+    if list(arrays) != [_ADAPTER] or arrays[_ADAPTER].stype != STYPE:
+        types = [array.stype for array in arrays.values()]
+        raise WireError(f"One array of type {STYPE} was expected, but {types or 'none'} came.")
+    return arrays[_ADAPTER].data
+
+
+def metrics_of(content: RecordDict) -> dict[str, int | float]:
+    """Return the metrics of a reply.
+
+    Raises:
+        WireError: there are none, or one is not a single number.
+    """
+    metrics: dict[str, int | float] = {}
+    for name, value in content.metric_records.get(_METRICS, MetricRecord()).items():
+        if isinstance(value, list):
+            raise WireError(f"The metric {name!r} is a list; a single number was expected.")
+        metrics[name] = value
+    if not metrics:
+        raise WireError("The reply holds no metrics.")
+    return metrics
+
+
+def site_name_of(content: RecordDict) -> str:
+    """Return the name with which a site introduced itself.
+
+    Raises:
+        WireError: it did not.
+    """
+    name = content.config_records.get(_SITE, ConfigRecord()).get("name")
+    if not isinstance(name, str) or not name:
+        raise WireError("The reply does not say which site it is from.")
+    return name

@@ -1,0 +1,199 @@
+"""The folder of one run, and what must be in it to go on after a stop.
+
+::
+
+    recipe.yaml      as resolved
+    spec.json        the adapter's specification
+    rounds.jsonl     one record a round
+    checkpoints/     the last rounds, each a folder that is there whole or not at all
+    spool/           encoded updates of the round in progress
+    comparison.json  what the baselines reached
+    release/         the adapter in PEFT's format
+    report.html
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedlora import atomic
+from fedlora.adapter import AdapterSpec, AdapterState
+from fedlora.errors import RunError
+from fedlora.recipe import Recipe, read_recipe
+
+_KEEP = 2
+"""Checkpoints that are kept: the last, and the one before in case a disk loses the last."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """Everything that the next round depends on."""
+
+    round: int
+    """Rounds that are complete; 0 before the first."""
+    adapter: AdapterState
+    median_norm: float | None = None
+    """Median norm of the last round's updates."""
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    """State of the server optimiser."""
+    record: Mapping[str, Any] | None = None
+    """The last round's line of ``rounds.jsonl``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """Loss sum and tokens, by measured site, of what was trained without federation."""
+
+    alone: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    """By the site that trained."""
+    pooled: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and its checkpoints and records."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, recipe: Recipe, spec: AdapterSpec, *, runs: Path) -> Self:
+        """Make ``runs/<name>-<time>`` and write the recipe and the specification into it.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+        names = (
+            f"{recipe.name}-{stamp}{suffix}" for suffix in chain([""], map("-{}".format, count(2)))
+        )
+        path = next(runs / name for name in names if not (runs / name).exists())
+        with atomic.new_folder(path) as folder:
+            (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+            (folder / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Return the run at ``path``.
+
+        Raises:
+            RunError: there is no run.
+        """
+        if not (path / "recipe.yaml").is_file() or not (path / "spec.json").is_file():
+            raise RunError(
+                f"{path}: this is not a run folder (it holds no recipe.yaml and spec.json). "
+                "Name a folder such as runs/demo-20260101-120000."
+            )
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """The run's identity, also on the wire."""
+        return self.path.name
+
+    @property
+    def release(self) -> Path:
+        """Where the adapter is published."""
+        return self.path / "release"
+
+    @property
+    def report(self) -> Path:
+        """Where the report is written."""
+        return self.path / "report.html"
+
+    @property
+    def spool(self) -> Path:
+        """Where the updates of the round in progress wait."""
+        return self.path / "spool"
+
+    def recipe(self) -> Recipe:
+        """Read the resolved recipe."""
+        return read_recipe(self.path / "recipe.yaml")
+
+    def spec(self) -> AdapterSpec:
+        """Read the adapter's specification."""
+        return AdapterSpec.from_json((self.path / "spec.json").read_text(encoding="utf-8"))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of the complete rounds."""
+        return [json.loads(line) for line in self._record_lines()]
+
+    def baselines(self) -> Baselines:
+        """Return what the baselines reached so far."""
+        path = self.path / "comparison.json"
+        if not path.is_file():
+            return Baselines()
+        return Baselines(**json.loads(path.read_text(encoding="utf-8")))
+
+    def keep_baselines(self, baselines: Baselines) -> None:
+        """Write what the baselines reached so far."""
+        atomic.write_file(self.path / "comparison.json", json.dumps(asdict(baselines), indent=1))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Commit a round: its checkpoint first, then its record, then the spool is emptied."""
+        with atomic.new_folder(self._checkpoint(checkpoint.round)) as folder:
+            tensors = {f"optimizer.{k}": v for k, v in checkpoint.optimizer.items()}
+            save_file(
+                tensors | {"adapter": checkpoint.adapter.values}, folder / "state.safetensors"
+            )
+            facts = {"median_norm": checkpoint.median_norm, "record": checkpoint.record}
+            (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+        self._append_record(checkpoint)
+        shutil.rmtree(self.spool, ignore_errors=True)
+        for path in self._checkpoints()[:-_KEEP]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def load(self) -> Checkpoint:
+        """Return the last checkpoint, or the beginning, and mend ``rounds.jsonl`` to agree with it.
+
+        Raises:
+            RunError: the last checkpoint cannot be read.
+        """
+        paths = self._checkpoints()
+        spec = self.spec()
+        if not paths:
+            seed = self.recipe().seed
+            return Checkpoint(round=0, adapter=AdapterState.initial(spec, seed=seed))
+        try:
+            tensors = load_file(paths[-1] / "state.safetensors")
+            facts = json.loads((paths[-1] / "state.json").read_text(encoding="utf-8"))
+            values = tensors.pop("adapter").to(torch.float32)
+            checkpoint = Checkpoint(
+                round=int(paths[-1].name.removeprefix("round-")),
+                adapter=AdapterState(spec=spec, values=values),
+                median_norm=facts["median_norm"],
+                optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
+                record=facts["record"],
+            )
+        except Exception as error:  # whatever a damaged file provokes
+            raise RunError(
+                f"{paths[-1]}: the checkpoint is damaged ({error}). "
+                "Delete this folder to resume from the one before it."
+            ) from error
+        self._append_record(checkpoint)
+        return checkpoint
+
+    def _append_record(self, checkpoint: Checkpoint) -> None:
+        """Write ``rounds.jsonl`` anew: the rounds before as they are, this one last."""
+        earlier = self._record_lines()[: checkpoint.round]
+        lines = [*earlier, json.dumps(checkpoint.record)]
+        atomic.write_file(self.path / "rounds.jsonl", "\n".join(lines) + "\n")
+
+    def _record_lines(self) -> list[str]:
+        path = self.path / "rounds.jsonl"
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+    def _checkpoint(self, number: int) -> Path:
+        return self.path / "checkpoints" / f"round-{number:04}"
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.path.glob("checkpoints/round-*"))

@@ -1,0 +1,22 @@
+"""What the aggregator's Flower app does: play a run folder's rounds, publish the adapter."""
+
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from fedlora.peft_folder import write_peft_folder
+from fedlora.runtime.events import Observer
+from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.strategy import FederatedLora
+
+
+def serve(grid: Grid, folder: Path, *, observe: Observer) -> None:
+    """Play the rounds that the run at ``folder`` still lacks, then publish its adapter.
+
+    Raises:
+        FedloraError: the run cannot go on; it can be resumed with this same call.
+    """
+    run = RunFolder.open(folder)
+    strategy = FederatedLora(run, grid, observe=observe)
+    strategy.start(grid)
+    write_peft_folder(strategy.checkpoint.adapter, run.release)

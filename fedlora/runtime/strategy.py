@@ -1,0 +1,215 @@
+"""The aggregator's rounds: a Flower strategy that streams, refuses by name, and resumes."""
+
+import math
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedlora.aggregation import PlainOptimizer, new_aggregator
+from fedlora.errors import FedloraError, RunError, StorageError
+from fedlora.gate.inspection import inspect_metrics
+from fedlora.runtime import records
+from fedlora.runtime.events import Observer, RoundFinished, RoundStarted, RunStarted, UpdateSettled
+from fedlora.runtime.exchange import Exchange, content_of
+from fedlora.runtime.fold import Fold
+from fedlora.runtime.run_folder import Checkpoint, RunFolder
+from fedlora.runtime.spool import Spool
+from fedlora.wire.codec import Envelope, encode_state
+
+
+class FederatedLora(Strategy):
+    """Rounds of federated LoRA over the clients of one Flower grid.
+
+    Guarantees:
+        - A reply is checked, spooled to disk and dropped before the next is pulled.
+        - A client that fails, answers wrongly or not at all is named in the round's record; it
+          never ends the run. A round below its quorum does, and the run can be resumed.
+        - Equal cohorts, updates and recipe give an equal adapter, bit for bit, whatever the order
+          of arrival and however often the run was stopped and resumed.
+    """
+
+    def __init__(self, run: RunFolder, grid: Grid, *, observe: Observer) -> None:
+        self.run = run
+        self.recipe = run.recipe()
+        self.spec = run.spec()
+        self.observe = observe
+        self.checkpoint = run.load()
+        self.optimizer = PlainOptimizer()
+        self.optimizer.restore(self.checkpoint.optimizer)
+        self.exchange = Exchange(grid, self.recipe)
+
+    def summary(self) -> None:
+        """Say nothing: the recipe in the run folder is the summary."""
+
+    # The recipe and the checkpoint say what Flower's other arguments would.
+    def start(self, grid: Grid) -> Result:  # type: ignore[override]
+        """Play the rounds that are not complete yet.
+
+        Raises:
+            RunError: too few clients are connected, or a round stays below its quorum.
+            StorageError: the run folder cannot be written; the last checkpoint stays good.
+        """
+        rounds, complete = self.recipe.federation.rounds, self.checkpoint.round
+        self.exchange.meet(self._task(complete))
+        self.observe(RunStarted(rounds=rounds, complete=complete, sites=self.exchange.sites))
+        if self.checkpoint.record is None:
+            self._measure_start(grid)
+        for number in range(complete + 1, rounds + 1):
+            self._play(grid, number)
+        return Result(arrays=self._encoded(number=rounds))
+
+    def _measure_start(self, grid: Grid) -> None:
+        """Evaluate the adapter that all begin with: it changes nothing, so this is the base."""
+        started = time.monotonic()
+        evaluation, bytes_down = self._evaluate(grid, 0)
+        nobody: dict[str, object] = {"cohort": [], "folded": {}, "refused": {}}
+        sizes = {"bytes_down": bytes_down, "bytes_up": 0}
+        self._commit(0, started, **nobody, evaluation=evaluation, **sizes)
+
+    def _play(self, grid: Grid, number: int) -> None:
+        """Play one round and commit it."""
+        started, arrays = time.monotonic(), self._encoded(number=number)
+        messages = list(self.configure_train(number, arrays, self._task(number), grid))
+        self.aggregate_train(number, self.exchange.send(messages))
+        fold = self._fold
+        evaluation, bytes_down = self._evaluate(grid, number)
+        self._commit(
+            number,
+            started,
+            cohort=list(fold.cohort),
+            folded=fold.folded,
+            refused=fold.refused,
+            evaluation=evaluation,
+            bytes_down=bytes_down + len(messages) * _size(arrays),
+            bytes_up=sum(folded["bytes"] for folded in fold.folded.values()),
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Draw the cohort and instruct each client whose update is not spooled yet."""
+        size, sites = self.recipe.cohort_size, self.exchange.sites
+        draw = random.Random(f"{self.recipe.seed}/cohort/{server_round}")
+        cohort = tuple(sorted(draw.sample(sites, min(size, len(sites)))))
+        norm = self.checkpoint.median_norm
+        self._fold = Fold(
+            recipe=self.recipe,
+            envelope=self._envelope(server_round),
+            cohort=cohort,
+            aggregator=new_aggregator(self.recipe.federation.method),
+            spool=Spool(self.run.spool / f"round-{server_round:04}"),
+            max_norm=norm and norm * self.recipe.federation.max_update_norm,
+        )
+        self._fold.begin(self.checkpoint.adapter)
+        self.observe(RoundStarted(round=server_round, cohort=cohort))
+        return self.exchange.instructions(self._fold.open, MessageType.TRAIN, config, arrays=arrays)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Admit each reply as it arrives, and step to the next global adapter.
+
+        Raises:
+            RunError: fewer updates than the quorum were accepted.
+        """
+        fold = self._fold
+        for reply in replies:
+            self._admit(self.exchange.sender(reply), reply)
+        for site in fold.open:
+            self._refuse(site, "no answer within federation.round_timeout")
+        self._require_quorum()
+        update = fold.aggregator.finish()
+        self.checkpoint = Checkpoint(
+            round=server_round,
+            adapter=self.optimizer.step(self.checkpoint.adapter, update),
+            median_norm=fold.median_norm(),
+            optimizer=self.optimizer.state(),
+        )
+        return self._encoded(number=server_round), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Instruct the cohort to evaluate; at both ends of the run, all sites."""
+        federation = self.recipe.federation
+        sites: tuple[str, ...] = ()
+        if federation.evaluate_every and server_round in (0, federation.rounds):
+            sites = self.exchange.sites
+        elif federation.evaluate_every and server_round % federation.evaluate_every == 0:
+            sites = tuple(self._fold.cohort)
+        return self.exchange.instructions(sites, MessageType.EVALUATE, config, arrays=arrays)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Collect each site's held-out loss sum and tokens; a site that fails is left out."""
+        metrics = MetricRecord()
+        for reply in replies:
+            try:
+                values = inspect_metrics(records.metrics_of(content_of(reply)))
+                sums = [float(values["eval_loss_sum"]), float(values["eval_tokens"])]
+            except (FedloraError, KeyError):
+                continue
+            metrics[self.exchange.sender(reply)] = sums
+        return metrics
+
+    def _evaluate(self, grid: Grid, number: int) -> tuple[dict[str, Any], int]:
+        arrays = self._encoded(number=number)
+        messages = list(self.configure_evaluate(number, arrays, self._task(number), grid))
+        metrics = self.aggregate_evaluate(number, self.exchange.send(messages))
+        return dict(metrics or {}), len(messages) * _size(arrays)
+
+    def _admit(self, site: str, reply: Message) -> None:
+        try:
+            content = content_of(reply)
+            metrics = records.metrics_of(content)
+            self._fold.admit(site, records.unpack(content), metrics)
+        except StorageError:
+            raise  # a full disk here is no fault of the client
+        except FedloraError as error:
+            self._refuse(site, str(error))
+        else:
+            loss = float(metrics.get("train_loss", math.nan))
+            self.observe(UpdateSettled(round=self._fold.envelope.round, site=site, train_loss=loss))
+
+    def _refuse(self, site: str, reason: str) -> None:
+        self._fold.refuse(site, reason)
+        self.observe(UpdateSettled(round=self._fold.envelope.round, site=site, refused=reason))
+
+    def _require_quorum(self) -> None:
+        fold = self._fold
+        quorum = self.recipe.federation.quorum or len(fold.cohort) // 2 + 1
+        if len(fold.folded) < quorum:
+            reasons = "".join(f"\n  {site}: {reason}" for site, reason in fold.refused.items())
+            raise RunError(
+                f"Round {fold.envelope.round}: {len(fold.folded)} of {len(fold.cohort)} updates "
+                f"were accepted, but the quorum is {quorum}. What was accepted is kept: put the "
+                f"rest right, then resume {self.run.path}.{reasons}"
+            )
+
+    def _commit(self, number: int, started: float, **facts: object) -> None:
+        seconds = round(time.monotonic() - started, 3)
+        record = {"round": number, "seconds": seconds, **facts}
+        self.checkpoint = replace(self.checkpoint, record=record)
+        self.run.save(self.checkpoint)
+        self.observe(RoundFinished(record=record))
+
+    def _task(self, number: int) -> ConfigRecord:
+        task = records.Task(recipe=self.recipe.to_yaml(), run=self.run.name, round=number)
+        return task.to_record()
+
+    def _encoded(self, *, number: int) -> ArrayRecord:
+        return records.pack(encode_state(self.checkpoint.adapter, self._envelope(number)))
+
+    def _envelope(self, number: int) -> Envelope:
+        return Envelope(spec=self.spec, run=self.run.name, round=number)
+
+
+def _size(arrays: ArrayRecord) -> int:
+    return sum(len(array.data) for array in arrays.values())

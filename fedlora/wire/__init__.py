@@ -1,0 +1,1 @@
+"""How adapters travel: one packed buffer behind a checked protobuf header."""

@@ -1,0 +1,1 @@
+"""The aggregator as it is deployed: a Flower ServerApp, wiring only."""

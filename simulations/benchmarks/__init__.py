@@ -1,0 +1,1 @@
+"""What fedlora's numbers come from: ours and the peer, interleaved, on the same work."""

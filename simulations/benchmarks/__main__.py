@@ -1,0 +1,26 @@
+"""``python -m simulations.benchmarks NAME`` runs a benchmark, ``--list`` says what there is."""
+
+import argparse
+import importlib
+
+BENCHMARKS = {
+    "rounds": "federated rounds against the bare training steps, and against the plain way",
+}
+
+
+def main() -> None:
+    """Run the benchmark that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks")
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS, help="what to measure")
+    parser.add_argument("--list", action="store_true", help="say what each benchmark measures")
+    parser.add_argument("-n", type=int, default=5, help="repetitions of each variant (default 5)")
+    arguments = parser.parse_args()
+    if arguments.list or not arguments.name:
+        for name, subject in BENCHMARKS.items():
+            print(f"{name:10} {subject}")
+        return
+    importlib.import_module(f"simulations.benchmarks.{arguments.name}").run(arguments.n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The command line as its user meets it: exit codes, messages, what stays behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedlora.cli import main
+from fedlora.runtime.site import Site
+
+
+@pytest.fixture
+def fedlora(monkeypatch, capsys, tmp_path):
+    """Run ``fedlora`` with arguments in an empty folder; return exit code, output and errors."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def recipe(recipe_text, tmp_path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(recipe_text)
+    return path
+
+
+def test_help_imports_nothing_heavy():
+    """Help is instant because neither torch nor Flower nor pydantic is imported for it."""
+    code = (
+        "import sys; sys.argv = ['fedlora', '--help']\n"
+        "from fedlora.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'flwr', 'pydantic', 'transformers'} & set(sys.modules)))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "simulate" in output.stdout
+    assert output.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_run_ends_with_the_table_and_the_next_step(fedlora, recipe):
+    """The summary compares base and federated and names the release and the report."""
+    code, out, _ = fedlora("simulate", recipe, "federation.rounds=1")
+    assert code == 0
+    for text in ("north", "south", "federated", "release", "report.html", "fedlora chat"):
+        assert text in out
+
+
+def test_a_dry_run_writes_nothing(fedlora, recipe):
+    """--dry-run prints recipe, trainable parameters, bytes and memory, and leaves no file."""
+    code, out, _ = fedlora("simulate", recipe, "--dry-run")
+    assert code == 0
+    for text in ("learning_rate: 0.01", "trainable", "memory", "MB down"):
+        assert text in out
+    assert list(Path.cwd().iterdir()) == []
+
+
+NO_ANSWER = '{"messages": [{"role": "user", "content": "hello"}]}'
+
+BAD_INPUTS = {
+    "unknown key": (["learning_rat=1"], ["learning_rat", "learning_rate"]),
+    "wrong type": (["lora_r=eight"], ["lora_r", "integer", "eight"]),
+    "missing data": (["datasets=[{path: gone.jsonl}]"], ["gone.jsonl"]),
+    "no base model": (["base_model=/models/none"], ["/models/none"]),
+    "cohort too large": (["federation.cohort_size=9"], ["cohort_size", "9", "2 sites"]),
+    "no such module": (["lora_target_modules=[q_prj]"], ["q_prj", "q_proj"]),
+}
+
+BAD_DATA = {
+    "empty file": ("", ["empty"]),
+    "broken line": ('{"text": "a"}\n{oops', ["line 2"]),
+    "no assistant": (NO_ANSWER, ["line 1", "assistant"]),
+    "unknown format": ('{"foo": 1}', ["foo", "messages"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_message_and_exit_code_2(fedlora, recipe, case):
+    """The message names what is wrong; there is no traceback and nothing is written."""
+    arguments, expected = BAD_INPUTS[case]
+    code, _, err = fedlora("simulate", recipe, *arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    for text in expected:
+        assert text in err
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_named_with_its_line(fedlora, recipe, tmp_path, case):
+    """The message names the file, the line and what was expected; nothing is written."""
+    content, expected = BAD_DATA[case]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    code, _, err = fedlora("simulate", recipe, f"datasets=[{{path: {path}}}]")
+    assert code == 2
+    for text in ["rows.jsonl", *expected]:
+        assert text in err
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["nowhere.yaml"], ["--resume", "nowhere.yaml"]])
+def test_what_is_not_there_is_named(fedlora, arguments):
+    """A recipe or run that does not exist: its name, exit code 2."""
+    code, _, err = fedlora("simulate", *arguments)
+    assert code == 2
+    assert "nowhere.yaml" in err
+
+
+def test_a_place_that_cannot_be_written_is_named(fedlora, recipe):
+    """--runs below a file: one message with the path, exit code 2."""
+    Path("taken").write_text("a file")
+    code, _, err = fedlora("simulate", recipe, "--runs", "taken")
+    assert code == 2
+    assert "taken" in err
+    assert "cannot be written" in err
+    assert [path.name for path in Path.cwd().iterdir()] == ["taken"]
+
+
+def test_ctrl_c_says_how_to_go_on(fedlora, recipe, monkeypatch):
+    """Ctrl-C ends with exit code 130 and the command that resumes, which completes the run."""
+    train_round = Site.train_round
+
+    def interrupted(self, received, *, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return train_round(self, received, number=number)
+
+    monkeypatch.setattr(Site, "train_round", interrupted)
+    code, _, err = fedlora("simulate", recipe)
+    assert code == 130
+    (run,) = Path("runs").iterdir()
+    assert f"fedlora simulate --resume {run}" in err
+    monkeypatch.undo()
+    code, out, _ = fedlora("simulate", "--resume", run)
+    assert code == 0
+    assert "federated" in out
+
+
+def test_chat_answers_with_base_and_adapter(fedlora, recipe):
+    """After a run, ``fedlora chat`` shows both answers to a question."""
+    fedlora("simulate", recipe, "federation.rounds=1")
+    (run,) = Path("runs").iterdir()
+    code, out, _ = fedlora("chat", run, "--ask", "What is a fig?", "--max-new-tokens", "8")
+    assert code == 0
+    assert "What is a fig?" in out
+    assert "base" in out
+    assert "with the adapter" in out
+
+
+def test_the_last_override_wins(fedlora, recipe):
+    """A key given twice on the command line takes the last value."""
+    code, out, _ = fedlora("simulate", recipe, "lora_r=2", "lora_r=4", "--dry-run")
+    assert code == 0
+    assert "lora_r: 4" in out
