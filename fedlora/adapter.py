@@ -118,10 +118,12 @@ class _Adapter:
     """``(spec.size,)`` float32 on the CPU: all factors, one after another, each row-major."""
 
     def __post_init__(self) -> None:
-        if self.values.shape != (self.spec.size,) or self.values.dtype != torch.float32:
+        values = self.values
+        came = (tuple(values.shape), values.dtype, values.device.type)
+        if came != ((self.spec.size,), torch.float32, "cpu"):
             raise AdapterError(
-                f"An adapter of {self.spec.size} float32 values was expected, "
-                f"but there are {tuple(self.values.shape)} of {self.values.dtype}."
+                f"An adapter of {self.spec.size} float32 values on the CPU was expected, but there "
+                f"are {tuple(values.shape)} of {values.dtype} on {values.device}."
             )
 
     def factors(self) -> Iterator[tuple[TensorSpec, Tensor]]:
@@ -162,7 +164,7 @@ class AdapterState(_Adapter):
         Raises:
             AdapterError: the factors, their shapes or the scaling are others.
         """
-        factors = {tensor: values for tensor, values in self.factors()}
+        factors = dict(self.factors())
         if factors.keys() != set(spec.tensors) or self.spec.scaling != spec.scaling:
             raise AdapterError(
                 f"The adapter (rank {self.spec.rank}, alpha {self.spec.alpha:g}, "

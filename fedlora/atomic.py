@@ -31,7 +31,7 @@ def write_file(path: Path, content: bytes | str) -> None:
             os.chmod(temporary, 0o666 & ~_UMASK)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)  # it has gone if Ctrl-C came late
             raise
         _sync_folder(path.parent)
 
@@ -50,12 +50,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                _sync_file(file)
+            for inner in temporary.rglob("*"):
+                _settle(inner)
             temporary.chmod(0o777 & ~_UMASK)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            _put_in_place(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -74,8 +72,24 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_file(path: Path) -> None:
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``; a folder that is there is set aside until that has worked."""
+    old = new.with_name(f"{new.name}.old")
+    if path.is_dir():
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(path: Path) -> None:
+    """Give a file in a new folder its usual rights and bring it to disk."""
     if path.is_file():
+        path.chmod(0o666 & ~_UMASK)
         with path.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -14,6 +14,8 @@ from yaml.error import MarkedYAMLError
 from fedlora.errors import RecipeError
 
 _Path = tuple[str | int, ...]
+_BRANCH = re.compile(r"[\[(]|^(bool|tuple|str)$")
+"""How pydantic names a branch of a union in an error's location."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,7 +26,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - PyYAML's own
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.current_event.start_mark
             raise MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
         return super().compose_node(parent, index)
 
@@ -143,9 +145,7 @@ class Document:
         return f"{where}: {key}: {message}, but it is {error['input']!r:.200}."
 
 
-def _collect_places(
-    node: yaml.Node, path: _Path, *, places: dict[_Path, str], source: str
-) -> None:
+def _collect_places(node: yaml.Node, path: _Path, *, places: dict[_Path, str], source: str) -> None:
     """Note on which line each key stands, and refuse a key that is doubled or not a name."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -175,12 +175,9 @@ def _repeats_deeper(error: ErrorDetails, others: Sequence[ErrorDetails]) -> bool
 
 def _key_path(error: ErrorDetails) -> _Path:
     """Return pydantic's location without the parts that name a branch of a union."""
-    return tuple(
-        part
-        for part in error["loc"]
-        if not (isinstance(part, str) and re.search(r"[\[(]|^(bool|tuple|str)$", part))
-        or (error["type"] == "extra_forbidden" and part is error["loc"][-1])
-    )
+    unknown = error["loc"][-1:] if error["type"] == "extra_forbidden" else ()
+    known = error["loc"][: len(error["loc"]) - len(unknown)]
+    return (*(part for part in known if not _BRANCH.search(str(part))), *unknown)
 
 
 def _keys_at(path: _Path, model: type[BaseModel]) -> list[str]:

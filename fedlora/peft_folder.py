@@ -1,15 +1,15 @@
 """Adapters on disk in PEFT's format: safetensors only, checked before they are read."""
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedlora import atomic
 from fedlora.adapter import AdapterSpec, AdapterState, Factor, TensorSpec
@@ -19,6 +19,7 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<module>[\w.]{1,256})\.lora_(?P<factor>[AB])\.weight")
 _DTYPES = {"F32", "F16", "BF16"}
 _MOST_TENSORS, _LONGEST_HEADER = 20_000, 8 * 2**20
+_LARGEST = sys.float_info.max
 _PLAIN = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -42,7 +43,8 @@ _HARMLESS = {
 """Values that keep the meaning of plain factors. Of other options that is: unset."""
 _WITHOUT_MEANING = {
     "task_type", "lora_dropout", "inference_mode", "auto_mapping", "peft_version", "r",
-    "lora_alpha", "target_modules", "base_model_name_or_path", "revision",
+    "lora_alpha", "target_modules", "base_model_name_or_path", "revision", "megatron_core",
+    "qalora_group_size",
 }  # fmt: skip
 """Options that are read, or that do not change what the factors mean."""
 
@@ -58,7 +60,7 @@ def write_peft_folder(state: AdapterState, folder: Path) -> None:
         "base_model_name_or_path": spec.base_model,
         "revision": spec.base_model_revision,
         "r": spec.rank,
-        "lora_alpha": spec.alpha,
+        "lora_alpha": int(spec.alpha) if spec.alpha.is_integer() else spec.alpha,
         "target_modules": list(spec.target_modules),
     }
     tensors = {
@@ -68,7 +70,8 @@ def write_peft_folder(state: AdapterState, folder: Path) -> None:
     with atomic.new_folder(folder) as temporary:
         text = json.dumps(config, indent=2) + "\n"
         (temporary / _CONFIG).write_text(text, encoding="utf-8")
-        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
+        # safetensors' own save_file does not raise OSError on a full disk
+        (temporary / _WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def read_peft_folder(folder: Path, *, base_digest: str = "") -> AdapterState:
@@ -119,16 +122,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
         harmless = value in _HARMLESS[key] if key in _HARMLESS else not value
         if key not in _WITHOUT_MEANING and not harmless:
             raise AdapterError(f"{path}: {key} is {value!r:.80}; only plain LoRA is read.")
-    rank, alpha, modules = (config.get(k) for k in ("r", "lora_alpha", "target_modules"))
+    rank, alpha, modules = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or rank < 1:
-        raise AdapterError(f"{path}: r must be a positive integer, but it is {rank!r}.")
-    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-        raise AdapterError(f"{path}: lora_alpha must be a positive number, but it is {alpha!r}.")
+        raise AdapterError(f"{path}: r must be a positive integer, but it is {rank!r:.80}.")
+    if not isinstance(alpha, int | float) or alpha is True or not 0 < alpha <= _LARGEST:
+        raise AdapterError(
+            f"{path}: lora_alpha must be a positive number, but it is {alpha!r:.80}."
+        )
     modules = [modules] if isinstance(modules, str) else modules
-    if not (isinstance(modules, list) and all(isinstance(module, str) for module in modules)):
+    if not (modules and isinstance(modules, list) and all(isinstance(m, str) for m in modules)):
         raise AdapterError(f"{path}: target_modules must be a list of names.")
-    if not isinstance(config.get("base_model_name_or_path"), str):
-        raise AdapterError(f"{path}: base_model_name_or_path must be the base model's name.")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not (base and isinstance(base, str) and isinstance(revision, str | None)):
+        raise AdapterError(
+            f"{path}: base_model_name_or_path must be the base model's name, and revision null or "
+            f"the name of its version, but they are {base!r:.80} and {revision!r:.80}."
+        )
     return config | {"target_modules": modules}
 
 

@@ -21,6 +21,9 @@ STANDARD_LIBRARY = "standard-library"
 EMBEDDED = "embedded"
 """Base model that means the small model inside the package."""
 
+NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+"""Regular expression of the name of a run or a site; it also names files and folders."""
+
 Method = Literal["average"]
 DatasetType = Literal["auto", "messages", "prompt-completion", "alpaca", "text"]
 Codec = Literal["fp32"]
@@ -47,7 +50,7 @@ class _Section(BaseModel):
     )
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Count = Annotated[int, Field(ge=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 

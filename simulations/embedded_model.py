@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -35,6 +36,7 @@ CORPUS = {  # package: licence
     "scipy==1.17.1": "BSD-3-Clause",
     "sympy==1.14.0": "BSD-3-Clause",
     "pandas==3.1.1": "BSD-3-Clause",
+    "matplotlib==3.11.2": "Matplotlib licence (PSF-based)",
     "networkx==3.6.1": "BSD-3-Clause",
     "scikit-learn==1.9.1": "BSD-3-Clause",
     "scikit-image==0.26.0": "BSD-3-Clause",
@@ -77,7 +79,8 @@ CORPUS = {  # package: licence
     "bokeh==3.9.2": "BSD-3-Clause",
     "holoviews==1.23.2": "BSD-3-Clause",
 }
-VOCABULARY, SEQUENCE, BATCH, LONGEST_PIECE = 2048, 256, 16, 1200
+VOCABULARY, HIDDEN, LAYERS = 2048, 192, 5
+SEQUENCE, BATCH, HELD_OUT, LONGEST_PIECE = 256, 16, 150, 1200
 SPECIAL_TOKENS = ("<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -155,9 +158,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=192,
+            hidden_size=HIDDEN,
             intermediate_size=512,
-            num_hidden_layers=5,
+            num_hidden_layers=LAYERS,
             num_attention_heads=6,
             num_key_value_heads=6,
             max_position_embeddings=512,
@@ -173,9 +176,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def held_out_loss(model: LlamaForCausalLM, sequences: torch.Tensor) -> float:
     """Return the mean loss per token in nats."""
     model.eval()
-    losses = [model(input_ids=rows, labels=rows).loss.item() for rows in sequences.split(BATCH)]
-    model.train()
-    return sum(losses) / len(losses)
+    chunks = torch.split(sequences, BATCH)
+    return fmean(float(model(input_ids=rows, labels=rows).loss) for rows in chunks)
 
 
 def train(model: LlamaForCausalLM, sequences: torch.Tensor, *, steps: int) -> Iterator[int]:
@@ -206,41 +208,59 @@ def train(model: LlamaForCausalLM, sequences: torch.Tensor, *, steps: int) -> It
         with torch.autocast("cpu", torch.bfloat16):
             compiled(input_ids=rows, labels=rows).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for update in (*optimizers, *schedules):
-            update.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         model.zero_grad()
         yield step + 1
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts, folder: Path) -> None:
-    """Write the model folder; the stored weights are bfloat16."""
-    weights = copy.deepcopy(model).to(torch.bfloat16)
-    weights.save_pretrained(folder)
+def save(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    facts: Mapping[str, float],
+    folder: Path,
+) -> None:
+    """Write the model folder with its card; the stored weights are bfloat16."""
+    weights = copy.deepcopy(model)
+    weights.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "README.md").write_text(card(facts), encoding="utf-8")
+
+
+def card(facts: Mapping[str, float]) -> str:
+    """Return the model card: corpus, licences, time and loss."""
+    template = (Path(__file__).parent / "embedded_model_card.md").read_text(encoding="utf-8")
+    packages = "\n".join(
+        f"| {package.replace('==', ' ')} | {licence} |" for package, licence in CORPUS.items()
+    )
+    sizes = {"hidden": HIDDEN, "layers": LAYERS, "vocabulary": VOCABULARY}
+    return template.format(**facts, **sizes, batch=BATCH, sequence=SEQUENCE, packages=packages)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Read the corpus, train, and write the model with its card."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.embedded_model")
     parser.add_argument("--corpus", type=Path, required=True, help="where the packages are, or go")
     parser.add_argument("--into", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--steps", type=int, default=6000, help="batches of 4,096 tokens")
+    parser.add_argument("--steps", type=int, default=6500, help="batches of 4,096 tokens")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # invalid escapes in the corpus
     torch.manual_seed(arguments.seed)
     fetch(arguments.corpus)
     pieces = read_pieces(arguments.corpus)
     random.Random(arguments.seed).shuffle(pieces)
     tokenizer = train_tokenizer(pieces)
     tokens = pack(pieces, tokenizer)
-    held_out, sequences = tokens[:150], tokens[150:]
-    facts = {
+    held_out, sequences = tokens[:HELD_OUT], tokens[HELD_OUT:]
+    facts: dict[str, float] = {
+        "seed": arguments.seed,
         "pieces": len(pieces),
         "tokens": sequences.numel(),
         "unigram_entropy": unigram_entropy(sequences),
     }
-    print(json.dumps(facts), flush=True)
     model = new_model(tokenizer)
     started = time.monotonic()
     for step in train(model, sequences, steps=arguments.steps):
@@ -248,7 +268,7 @@ def main() -> None:
             facts |= {"steps": step, "minutes": (time.monotonic() - started) / 60}
             facts["held_out_loss"] = held_out_loss(model, held_out)
             print(json.dumps(facts), flush=True)
-            save(model, tokenizer, facts, arguments.into)
+            save(model, tokenizer, facts=facts, folder=arguments.into)
 
 
 if __name__ == "__main__":

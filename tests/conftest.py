@@ -1,14 +1,20 @@
 """Fixtures that several parts of the tests use."""
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import fedlora
 from fedlora.recipe import Recipe
+
+settings.register_profile("fedlora", deadline=None)  # a busy machine is no failure
+settings.load_profile("fedlora")
 
 _FRUIT = ["apple", "pear", "plum", "fig", "quince", "medlar", "grape", "cherry", "lime", "peach"]
 
@@ -62,3 +68,22 @@ def small_recipe(recipe_text: str) -> Callable[..., Recipe]:
         return Recipe.from_yaml(recipe_text, overrides=overrides)
 
     return make
+
+
+@pytest.fixture
+def small_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """Return a context in which the operating system cuts every file off after so many bytes.
+
+    Writes fail with an ``OSError`` as on a full disk, without a disk of our own to fill.
+    """
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -1,5 +1,8 @@
 """Slow, obvious ways to compute what the library computes fast."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import torch
 from torch import Tensor, nn
 
@@ -24,3 +27,18 @@ def loss_of_each_example(model: nn.Module, input_ids: Tensor, labels: Tensor) ->
             total = total - logits.log_softmax(dim=0)[targets[place]]
         losses.append(total / max(len(places), 1))
     return torch.stack(losses)
+
+
+def weighted_mean(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """Return the mean of each column, one column at a time, in exact fractions.
+
+    Args:
+        rows: one per client, equally long.
+        weights: one per client, positive.
+    """
+    total = sum(Fraction(weight) for weight in weights)
+    columns = zip(*rows, strict=True)
+    return [
+        float(sum(Fraction(w) * Fraction(v) for w, v in zip(weights, column, strict=True)) / total)
+        for column in columns
+    ]

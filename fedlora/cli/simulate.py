@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fedlora.errors import RecipeError
+from fedlora.errors import FedloraError, RecipeError
 
 if TYPE_CHECKING:
     from fedlora.recipe import Recipe
@@ -19,15 +19,14 @@ Engine = Literal["in-process", "ray"]
 def simulate(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...",
-            help="A recipe file (without one, the demo) and keys that replace what it says.",
-        ),
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]..."),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    runs: Annotated[
+        Path, typer.Option(help="Where run folders are made: ./runs.", show_default=False)
+    ] = Path("runs"),
     engine: Annotated[
         Engine | None, typer.Option(help="What carries the messages: simulation.engine.")
     ] = None,
@@ -44,6 +43,7 @@ def simulate(
 ) -> None:
     """Simulate a federated run: sites train, an aggregator combines, a release is published.
 
+    RECIPE is a YAML file, and KEY=VALUE replaces one of its keys, such as federation.rounds=20.
     Without a recipe it runs the demo: four sites with different parts of the Python standard
     library's documentation teach a small language model what functions do.
     """
@@ -98,8 +98,10 @@ def _play(run: "RunFolder") -> None:
     try:
         with RunView() as view:
             play(run, observe=view)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FedloraError) as stop:
         typer.echo(f"\nStopped. Go on with: fedlora simulate --resume {run.path}", err=True)
+        if isinstance(stop, FedloraError):
+            raise
         raise typer.Exit(130) from None
     tables.print_comparison(read_comparison(run))
     tables.print_outcome(run)

@@ -23,24 +23,23 @@ def print_plan(plan: Plan) -> None:
         rows = f"{site.train_rows:,}", f"{site.held_out_rows:,}"
         sites.add_row(site.name, ", ".join(site.types), *rows)
     _console.print(sites)
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    model = f"{recipe.base_model} ({base.architecture}, {base.parameters:,} parameters)"
-    facts.add_row("base model", model)
-    trainable = f"{base.spec.size:,} ({base.spec.size / base.parameters:.1%} of the base)"
-    facts.add_row("trainable", f"{trainable}, {recipe.adapter} r={recipe.lora_r}")
-    compute = f"{base.dtype} on {base.device}"
-    facts.add_row("compute", f"{compute}, about {size(base.memory)} of memory while training")
-    each = f"{size(plan.message_bytes)} down, {size(plan.message_bytes)} up"
+    each, federation = size(plan.message_bytes), recipe.federation
+    facts = Table.grid(padding=(0, 2))
     facts.add_row(
-        "a round",
-        f"{each} for each of {recipe.cohort_size} clients, and as much down again to evaluate",
+        "base model", f"{recipe.base_model} ({base.architecture}, {base.parameters:,} parameters)"
     )
-    federation = recipe.federation
     facts.add_row(
-        "training",
-        f"{federation.rounds} rounds of {federation.local_steps} steps, "
-        f"{recipe.batch_size} examples a step",
+        "trained",
+        f"{base.spec.size:,} parameters ({base.spec.size / base.parameters:.1%} of the base), "
+        f"{recipe.adapter} r={recipe.lora_r}",
     )
+    facts.add_row("compute", f"{base.dtype} on {base.device}, about {size(base.memory)} of memory")
+    facts.add_row(
+        "schedule",
+        f"{federation.rounds} rounds of {federation.local_steps} steps of {recipe.batch_size} "
+        f"examples at each of {recipe.cohort_size} clients",
+    )
+    facts.add_row("traffic", f"{each} down, {each} up for a client and round; {each} to evaluate")
     _console.print(facts)
     _console.print()
 

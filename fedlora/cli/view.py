@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.runtime.comparison import losses_of, overall
+from fedlora.runtime.comparison import POOLED, losses_of, overall
 from fedlora.runtime.events import (
     BaselineProgress,
     Event,
@@ -71,7 +71,7 @@ class RunView:
                 self.console.print(self._line(event.record), soft_wrap=True)
             case BaselineProgress():
                 if not self._baseline or self._baseline.name != event.name:
-                    self.console.print(f"compare {_baseline(event)}", style="dim")
+                    self.console.print(f"comparing with {_alone(event)}", style="dim")
                 self._baseline = event
 
     def _header(self) -> str:
@@ -95,8 +95,8 @@ class RunView:
 
     def _draw(self) -> Group:
         if self._baseline:
-            step, steps = self._baseline.step, self._baseline.steps
-            return Group(_bar(f"compare {_baseline(self._baseline)}", step, steps))
+            label = f"comparing with {_alone(self._baseline)}"
+            return Group(_bar(label, self._baseline.done, self._baseline.total))
         done, total = len(self._settled), max(1, len(self._cohort))
         share = (self._round - 1 + done / total) if self._round else 0
         label = f"round {self._round} of {self._rounds}{self._time_left()}"
@@ -121,8 +121,8 @@ class RunView:
         return f", about {duration(each * (self._rounds - self._played))} left"
 
 
-def _baseline(event: BaselineProgress) -> str:
-    return f"{event.name}: {event.steps} steps"
+def _alone(event: BaselineProgress) -> str:
+    return event.name if event.name == POOLED else f"{event.name} alone"
 
 
 def _bar(label: str, done: float, total: float) -> Table:

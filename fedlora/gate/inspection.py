@@ -1,4 +1,4 @@
-"""Inspection of a reply's values: pure functions, the same at the site's gate and the aggregator."""
+"""Inspection of a reply's values: pure functions, the same at the gate and the aggregator."""
 
 import math
 from collections.abc import Mapping
@@ -36,9 +36,7 @@ def inspect_update(
             f"{len(broken)} tensors of the update hold values that are not finite, {broken[0]} "
             "first: the training diverged. Lower learning_rate."
         )
-    return InspectedUpdate(
-        spec=update.spec, values=update.values, num_examples=update.num_examples
-    )
+    return InspectedUpdate(spec=update.spec, values=update.values, num_examples=update.num_examples)
 
 
 def inspect_metrics(metrics: Mapping[str, int | float]) -> dict[str, int | float]:

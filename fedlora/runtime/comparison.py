@@ -4,8 +4,9 @@ Every baseline sees as many examples as its counterpart in the federation: the p
 the steps of all clients together, a site alone its share of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 from fedlora.adapter import AdapterState
@@ -16,6 +17,10 @@ from fedlora.training.evaluation import Evaluation
 
 Losses = Mapping[str, Evaluation]
 """Evaluations by the site whose held-out rows were measured."""
+
+POOLED = "all data pooled"
+"""Name of the baseline that trains on all rows; no site can have it, for its spaces."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -61,39 +66,44 @@ def losses_of(evaluation: Mapping[str, list[float]]) -> Losses:
 
 def read_comparison(run: RunFolder) -> Comparison:
     """Return what the run has measured so far: base and federated from its rounds."""
-    rounds, baselines = run.records(), run.baselines()
+    rounds = run.records()
+    baselines = {name: losses_of(losses) for name, losses in run.baselines().items()}
     return Comparison(
         base=losses_of(rounds[0]["evaluation"]),
         federated=losses_of(rounds[-1]["evaluation"]),
-        alone={name: losses_of(losses) for name, losses in baselines.alone.items()},
-        pooled=losses_of(baselines.pooled) if baselines.pooled else None,
+        pooled=baselines.pop(POOLED, None),
+        alone=baselines,
     )
 
 
 def train_baselines(run: RunFolder, *, observe: Observer) -> None:
     """Train and measure the baselines that the run lacks, keeping each as soon as it is there."""
-    recipe, done = run.recipe(), run.baselines()
+    recipe, kept = run.recipe(), run.baselines()
     sites = [Site.open(recipe, name) for name in recipe.site_names]
+    rows = [row for site in sites for row in site.train_rows]
     pooled_steps = recipe.total_steps * recipe.cohort_size
-    for site in sites:
-        if site.name not in done.alone:
-            steps = max(1, pooled_steps // len(sites))
-            losses = _train_and_measure(site, sites, steps=steps, observe=observe)
-            done = replace(done, alone={**done.alone, site.name: losses})
-            run.keep_baselines(done)
-    if not done.pooled:
-        rows = [row for site in sites for row in site.train_rows]
-        pooled = replace(sites[0], name="all data pooled", train_rows=rows)
-        losses = _train_and_measure(pooled, sites, steps=pooled_steps, observe=observe)
-        run.keep_baselines(replace(done, pooled=losses))
+    trainings = [(site, max(1, pooled_steps // len(sites))) for site in sites]
+    trainings.append((replace(sites[0], name=POOLED, train_rows=rows), pooled_steps))
+    done, total = 0, sum(steps for _, steps in trainings)
+    for trainer, steps in trainings:
+        if trainer.name not in kept:
+            tell = partial(_tell, observe, trainer.name, before=done, total=total)
+            kept[trainer.name] = _train_and_measure(trainer, sites, steps=steps, on_step=tell)
+            run.keep_baselines(kept)
+        done += steps
+
+
+def _tell(observe: Observer, name: str, step: int, _: float, *, before: int, total: int) -> None:
+    observe(BaselineProgress(name=name, done=before + step, total=total))
 
 
 def _train_and_measure(
-    trainer: Site, sites: Iterable[Site], *, steps: int, observe: Observer
+    trainer: Site,
+    sites: Iterable[Site],
+    *,
+    steps: int,
+    on_step: Callable[[int, float], None],
 ) -> dict[str, list[float]]:
-    def on_step(step: int, loss: float) -> None:
-        observe(BaselineProgress(name=trainer.name, step=step, steps=steps, loss=loss))
-
     initial = AdapterState.initial(trainer.base.spec, seed=trainer.recipe.seed)
     result = trainer.train(initial, first_step=0, steps=steps, total_steps=steps, on_step=on_step)
     measured = {site.name: site.evaluate(result.state) for site in sites}

@@ -47,9 +47,9 @@ class BaselineProgress:
 
     name: str
     """The site that trains alone, or ``all data pooled``."""
-    step: int
-    steps: int
-    loss: float
+    done: int
+    """Steps taken, of ``total`` for all baselines."""
+    total: int
 
 
 _log = logging.getLogger("fedlora")

@@ -35,8 +35,8 @@ class Exchange:
             RunError: fewer sites than a cohort needs answered within ``federation.node_timeout``.
         """
         reasons = []
-        nodes = self._connected()
-        self._nodes = {str(node): node for node in nodes}
+        met: dict[str, int] = {}
+        self._nodes = {str(node): node for node in self._connected()}
         for reply in self.send(self.instructions(self.sites, MessageType.QUERY, task)):
             node = int(self.sender(reply))
             try:
@@ -44,12 +44,11 @@ class Exchange:
             except FedloraError as error:
                 reasons.append(f"\n  node {node}: {error}")
                 continue
-            finally:
-                del self._nodes[str(node)]
-            if name in self._nodes:
+            if name in met:
                 reasons.append(f"\n  node {node}: it calls itself {name}, as another node does")
             else:
-                self._nodes[name] = node
+                met[name] = node
+        self._nodes = met
         needed = self._recipe.cohort_size
         if len(self._nodes) < needed:
             raise RunError(

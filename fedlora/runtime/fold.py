@@ -11,7 +11,7 @@ from typing import Any
 
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation import Aggregator
-from fedlora.errors import WireError
+from fedlora.errors import FedloraError, WireError
 from fedlora.gate.inspection import inspect_metrics, inspect_update
 from fedlora.recipe import Recipe
 from fedlora.runtime.spool import Spool
@@ -28,7 +28,7 @@ class Fold:
     aggregator: Aggregator
     spool: Spool
     max_norm: float | None
-    """Largest norm that an update may have; none in the first round."""
+    """Largest norm that an update may have; none in the first round, or when nothing moved yet."""
     folded: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     _spooled: set[str] = field(default_factory=set)
@@ -37,7 +37,7 @@ class Fold:
     def begin(self, global_adapter: AdapterState) -> None:
         """Start the sum, with what was spooled before a stop."""
         self.aggregator.begin(global_adapter)
-        self._spooled = set(self.spool.sites()) & set(self.cohort)
+        self._spooled = {site for site in self.spool.sites() if self._is_kept(site)}
         self._advance()
 
     @property
@@ -70,12 +70,23 @@ class Fold:
         """Return the median norm of the folded updates."""
         return median(f["norm"] for f in self.folded.values()) if self.folded else None
 
+    def _is_kept(self, site: str) -> bool:
+        """Tell whether a client's spooled update is good; if it is not, the client is asked again.
+
+        A disk may have damaged it, or the recipe was put right between stop and restart.
+        """
+        try:
+            self._check(self.spool.get(site)[0])
+        except (FedloraError, ValueError):
+            return False
+        return site in self.cohort
+
     def _check(self, payload: bytes) -> AdapterUpdate:
         limit = self.recipe.wire.max_bytes
         update = decode_update(payload, self.envelope, max_bytes=limit)
         inspect_update(update, spec=self.envelope.spec, max_examples=self.recipe.max_examples)
         norm = update.norm()
-        if self.max_norm is not None and norm > self.max_norm:
+        if self.max_norm and norm > self.max_norm:
             raise WireError(
                 f"The update's norm {norm:.3g} is above {self.max_norm:.3g}, which is "
                 f"{self.recipe.federation.max_update_norm:g} times the last round's median "

@@ -27,7 +27,8 @@ def run_on_ray(run: RunFolder, *, observe: Observer) -> None:
         )
     from flwr.simulation import run_simulation
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it warns without
     server_app = ServerApp()
 
     @server_app.main()
@@ -39,5 +40,5 @@ def run_on_ray(run: RunFolder, *, observe: Observer) -> None:
         server_app=server_app,
         client_app=client_app,
         num_supernodes=len(run.recipe().site_names),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        backend_config={"init_args": {"log_to_driver": False}},
     )

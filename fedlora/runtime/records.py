@@ -5,6 +5,7 @@ who is there, the encoded global adapter. A site's reply holds its name, or allo
 and, after training, one encoded update.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -12,6 +13,7 @@ from typing import Self
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.errors import WireError
+from fedlora.recipe import NAME
 
 STYPE = "fedlora.wire.v1"
 """Serialisation type of the one array that a message carries."""
@@ -108,9 +110,11 @@ def site_name_of(content: RecordDict) -> str:
     """Return the name with which a site introduced itself.
 
     Raises:
-        WireError: it did not.
+        WireError: it did not, or the name is none that a recipe can give.
     """
     name = content.config_records.get(_SITE, ConfigRecord()).get("name")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
         raise WireError("The reply does not say which site it is from.")
+    if not re.fullmatch(NAME, name):  # it will name a file
+        raise WireError(f"The site calls itself {name!r:.80}; a name of {NAME} was expected.")
     return name

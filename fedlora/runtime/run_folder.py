@@ -15,14 +15,14 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedlora import atomic
@@ -49,15 +49,6 @@ class Checkpoint:
     """The last round's line of ``rounds.jsonl``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Baselines:
-    """Loss sum and tokens, by measured site, of what was trained without federation."""
-
-    alone: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
-    """By the site that trained."""
-    pooled: Mapping[str, list[float]] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of a run, and its checkpoints and records."""
@@ -75,10 +66,16 @@ class RunFolder:
         names = (
             f"{recipe.name}-{stamp}{suffix}" for suffix in chain([""], map("-{}".format, count(2)))
         )
-        path = next(runs / name for name in names if not (runs / name).exists())
-        with atomic.new_folder(path) as folder:
-            (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            (folder / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+        with atomic.storage_errors(runs):
+            runs.mkdir(parents=True, exist_ok=True)
+            path = next(runs / name for name in names if _claim(runs / name))
+        try:
+            with atomic.new_folder(path) as folder:
+                (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+                (folder / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+        except BaseException:
+            path.rmdir()
+            raise
         return cls(path)
 
     @classmethod
@@ -127,24 +124,28 @@ class RunFolder:
         """Return the records of the complete rounds."""
         return [json.loads(line) for line in self._record_lines()]
 
-    def baselines(self) -> Baselines:
-        """Return what the baselines reached so far."""
-        path = self.path / "comparison.json"
-        if not path.is_file():
-            return Baselines()
-        return Baselines(**json.loads(path.read_text(encoding="utf-8")))
+    def baselines(self) -> dict[str, dict[str, list[float]]]:
+        """Return what was trained without federation: loss sum and tokens by measured site.
 
-    def keep_baselines(self, baselines: Baselines) -> None:
+        The outer key is the site that trained alone, or ``all data pooled``.
+        """
+        path = self.path / "comparison.json"
+        baselines: dict[str, dict[str, list[float]]] = {}
+        if path.is_file():
+            baselines = json.loads(path.read_text(encoding="utf-8"))
+        return baselines
+
+    def keep_baselines(self, baselines: Mapping[str, Mapping[str, list[float]]]) -> None:
         """Write what the baselines reached so far."""
-        atomic.write_file(self.path / "comparison.json", json.dumps(asdict(baselines), indent=1))
+        atomic.write_file(self.path / "comparison.json", json.dumps(baselines, indent=1))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Commit a round: its checkpoint first, then its record, then the spool is emptied."""
         with atomic.new_folder(self._checkpoint(checkpoint.round)) as folder:
             tensors = {f"optimizer.{k}": v for k, v in checkpoint.optimizer.items()}
-            save_file(
-                tensors | {"adapter": checkpoint.adapter.values}, folder / "state.safetensors"
-            )
+            tensors["adapter"] = checkpoint.adapter.values
+            # safetensors' own save_file does not raise OSError on a full disk
+            (folder / "state.safetensors").write_bytes(save(tensors))
             facts = {"median_norm": checkpoint.median_norm, "record": checkpoint.record}
             (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
         self._append_record(checkpoint)
@@ -196,4 +197,14 @@ class RunFolder:
         return self.path / "checkpoints" / f"round-{number:04}"
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(self.path.glob("checkpoints/round-*"))
+        paths = self.path.glob("checkpoints/round-*")
+        return sorted(paths, key=lambda path: (len(path.name), path.name))  # 10000 is after 9999
+
+
+def _claim(path: Path) -> bool:
+    """Make an empty folder unless another run, perhaps of another process, has the name."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True

@@ -184,4 +184,6 @@ def _shown(field: str, value: object) -> str:
 
 def _brief(tensor: pb.TensorHeader) -> str:
     factor = {number: name for name, number in _FACTORS.items()}.get(tensor.factor, "?")
-    return f"{tensor.module[:80]}.lora_{factor} {tuple(tensor.shape[:4])} at {tensor.offset}"
+    dtype = "float32" if tensor.dtype == pb.DTYPE_FLOAT32 else f"dtype {tensor.dtype}"
+    shape = tuple(tensor.shape[:4])
+    return f"{tensor.module[:80]}.lora_{factor} {shape} of {dtype} at {tensor.offset}"

@@ -48,13 +48,14 @@ def federate(base: Path, recipe: Recipe, batches: Mapping[int, Sequence[Sequence
     @app.train()
     def train(message: Message, context: Context) -> Message:
         model = load(base, recipe).train()
-        state = message.content["arrays"].to_torch_state_dict()
+        state = message.content.array_records["arrays"].to_torch_state_dict()
         set_peft_model_state_dict(model, state)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate
         )
         mine = batches[int(context.node_config[PARTITION_ID_KEY])]
-        for batch in mine[message.content["config"]["server-round"] - 1]:
+        number = int(str(message.content.config_records["config"]["server-round"]))
+        for batch in mine[number - 1]:
             loss = model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,

@@ -1,6 +1,8 @@
 """A whole federated run: what it writes, what it reaches, how it goes on after a stop."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,8 +186,12 @@ def test_a_qlora_round_runs_on_a_gpu(small_recipe, tmp_path):
 def test_the_ray_engine_plays_the_same_rounds(small_recipe, tmp_path):
     """On Flower's Ray simulation the run reaches what it reaches in one process."""
     pytest.importorskip("ray", reason="needs the ray extra")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(small_recipe().to_yaml())
+    command = [sys.executable, "-m", "fedlora", "simulate", recipe, "--engine", "ray"]
+    subprocess.run([*command, "--runs", tmp_path / "there"], check=True)  # Ray's process is its own
+    there = RunFolder.open(next((tmp_path / "there").iterdir()))
     here = play(small_recipe(), tmp_path / "here")
-    there = play(small_recipe("simulation.engine=ray"), tmp_path / "there")
     torch.testing.assert_close(
         here.load().adapter.values, there.load().adapter.values, atol=1e-4, rtol=1e-3
     )

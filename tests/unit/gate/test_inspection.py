@@ -1,0 +1,83 @@
+"""What may leave a site, and what the aggregator admits: the same checks."""
+
+import math
+
+import pytest
+
+from fedlora.adapter import AdapterUpdate, InspectedUpdate
+from fedlora.errors import InspectionError
+from fedlora.gate.inspection import ALLOWED_METRICS, inspect_metrics, inspect_update
+from tests.strategies import make_spec, make_update
+
+SPEC = make_spec()
+
+
+def trained(num_examples: int = 3, **kwargs: object) -> AdapterUpdate:
+    values = make_update(**kwargs).values
+    return AdapterUpdate(spec=kwargs.get("spec", SPEC), values=values, num_examples=num_examples)
+
+
+def test_a_good_update_passes_as_it_is():
+    """The result is the only type that is encoded for the network; its values are untouched."""
+    update = trained()
+    result = inspect_update(update, spec=SPEC, max_examples=3)
+    assert type(result) is InspectedUpdate
+    assert result.spec is update.spec
+    assert result.values is update.values
+    assert result.num_examples == 3
+
+
+@pytest.mark.parametrize(
+    "other", [make_spec(rank=3), make_spec(alpha=1.0), make_spec(base_digest="")]
+)
+def test_an_update_of_another_adapter_stays(other):
+    """The specification is compared as a whole, by digest."""
+    with pytest.raises(InspectionError, match=f"of adapter {other.digest[:12]}, but {SPEC.digest[:12]}"):
+        inspect_update(trained(spec=other), spec=SPEC, max_examples=3)
+
+
+@pytest.mark.parametrize(("claimed", "passes"), [(-1, 0), (0, 0), (1, 1), (8, 1), (9, 0)])
+def test_the_number_of_examples_is_within_what_the_recipe_allows(claimed, passes):
+    """From one to max_examples, both included; the number is a weight."""
+    if passes:
+        inspect_update(trained(claimed), spec=SPEC, max_examples=8)
+    else:
+        with pytest.raises(InspectionError, match=f"claims {claimed}, but the recipe allows 1 to 8"):
+            inspect_update(trained(claimed), spec=SPEC, max_examples=8)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_an_update_that_is_not_finite_stays(bad, place):
+    """One value anywhere is enough; the first tensor that holds one is named."""
+    update = trained()
+    update.values[place] = bad
+    names = [t.name for t, values in update.factors() if not values.isfinite().all()]
+    with pytest.raises(InspectionError, match=f"1 tensors .* {names[0]} first"):
+        inspect_update(update, spec=SPEC, max_examples=3)
+
+
+def test_allowed_metrics_pass_as_they_are():
+    """What is returned is a copy: what the caller adds later was not inspected."""
+    metrics = {"train_loss": 1.5, "eval_loss_sum": -0.0, "eval_tokens": 10**6}
+    assert metrics.keys() == ALLOWED_METRICS
+    result = inspect_metrics(metrics)
+    assert result == metrics
+    metrics["name"] = 1
+    assert "name" not in result
+    assert inspect_metrics({}) == {}
+
+
+@pytest.mark.parametrize("name", ["accuracy", "", "train_loss ", "Train_loss", "x" * 10_000])
+def test_a_metric_that_is_not_on_the_list_stays(name):
+    """A name can carry data too, so the list is closed, and the message cuts it short."""
+    with pytest.raises(InspectionError, match="may not leave the site; allowed are") as caught:
+        inspect_metrics({"train_loss": 1.0, name: 1.0})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_stays(value):
+    """It would spoil every mean that it enters."""
+    with pytest.raises(InspectionError, match=f"train_loss is {value}; a finite number"):
+        inspect_metrics({"train_loss": value})

@@ -1,0 +1,134 @@
+"""Our values inside Flower's records, and what is refused there."""
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedlora.errors import WireError
+from fedlora.runtime import records
+
+TASK = records.Task(recipe="datasets: [{path: x}]\n", run="demo-1", round=3)
+
+
+def config(**values: object) -> RecordDict:
+    return RecordDict({"task": ConfigRecord(values)})
+
+
+@pytest.mark.parametrize("number", [0, 3, 2**32 - 1])
+def test_a_task_survives_flower(number):
+    """Recipe, run and round come back equal."""
+    task = records.Task(recipe="name: grün\n", run="demo-1", round=number)
+    assert records.Task.of(records.instruction(task.to_record(), None)) == task
+
+
+def test_an_instruction_carries_the_adapter_when_there_is_one():
+    """A question who is there carries none."""
+    asked = records.instruction(TASK.to_record(), None)
+    with pytest.raises(WireError, match="One array of type fedlora.wire.v1 was expected"):
+        records.unpack(asked)
+    told = records.instruction(TASK.to_record(), records.pack(b"adapter"))
+    assert records.unpack(told) == b"adapter"
+    assert records.Task.of(told) == TASK
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        config(),
+        config(recipe="a", run="b"),
+        config(recipe=1, run="b", round=1),
+        config(recipe="a", run=b"b", round=1),
+        config(recipe="a", run="b", round="1"),
+        config(recipe="a", run="b", round=1.0),
+        RecordDict({"task": MetricRecord({"round": 1})}),
+    ],
+)
+def test_a_message_without_a_task_is_refused(content):
+    """The message says what was expected."""
+    with pytest.raises(WireError, match="a recipe, a run and a round were expected"):
+        records.Task.of(content)
+
+
+@pytest.mark.parametrize("number", [-1, 2**32, -(2**40)])
+def test_a_round_that_cannot_be_is_refused(number):
+    """The wire's header holds 32 bits; nothing wraps around."""
+    with pytest.raises(WireError, match=f"round: .* but it is {number}"):
+        records.Task.of(config(recipe="a", run="b", round=number))
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00\xff", bytes(10_000)])
+def test_a_payload_is_one_array_byte_for_byte(payload):
+    """With our own serialisation type, so that nobody takes it for NumPy's."""
+    packed = records.pack(payload)
+    assert [array.stype for array in packed.values()] == [records.STYPE]
+    assert records.unpack(RecordDict({"adapter": packed})) == payload
+
+
+def array(stype: str = records.STYPE) -> Array:
+    return Array(dtype="uint8", shape=(1,), stype=stype, data=b"x")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "came"),
+    [
+        ({}, "none"),
+        ({"adapter": array("numpy.ndarray")}, "numpy.ndarray"),
+        ({"adapter": array("pickle")}, "pickle"),
+        ({"other": array()}, "fedlora.wire.v1"),
+        ({"adapter": array(), "other": array()}, "fedlora.wire.v1"),
+    ],
+)
+def test_anything_but_one_array_of_ours_is_refused(arrays, came):
+    """Another type, another name, or a second array; the message says what came."""
+    with pytest.raises(WireError, match=f"was expected, but .*{came}.* came"):
+        records.unpack(RecordDict({"adapter": ArrayRecord(arrays)}))
+
+
+def test_a_reply_holds_metrics_and_at_most_one_update():
+    """An answer to an evaluation holds metrics alone."""
+    trained = records.reply({"train_loss": 1.5}, payload=b"update")
+    assert records.metrics_of(trained) == {"train_loss": 1.5}
+    assert records.unpack(trained) == b"update"
+    evaluated = records.reply({"eval_loss_sum": 2.5, "eval_tokens": 7})
+    assert records.metrics_of(evaluated) == {"eval_loss_sum": 2.5, "eval_tokens": 7}
+    assert not evaluated.array_records
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (RecordDict(), "no metrics"),
+        (RecordDict({"metrics": MetricRecord()}), "no metrics"),
+        (RecordDict({"other": MetricRecord({"train_loss": 1.0})}), "no metrics"),
+        (RecordDict({"metrics": MetricRecord({"train_loss": [1.0]})}), "'train_loss' is a list"),
+    ],
+)
+def test_metrics_that_are_not_single_numbers_are_refused(content, says):
+    """A list could carry data."""
+    with pytest.raises(WireError, match=says):
+        records.metrics_of(content)
+
+
+@pytest.mark.parametrize("name", ["north", "site-1", "2", "A.b_c", "x" * 64])
+def test_a_site_introduces_itself(name):
+    """By any name that a recipe can give."""
+    assert records.site_name_of(records.introduction(name)) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "../../etc/passwd", "/etc/passwd", "a/b", ".hidden", "a\n", "a\x00", "x" * 65, "ü"],
+)
+def test_a_name_that_no_recipe_can_give_is_refused(name):
+    """Names become files in the spool, so a client cannot choose a path."""
+    with pytest.raises(WireError, match="calls itself"):
+        records.site_name_of(records.introduction(name))
+
+
+@pytest.mark.parametrize(
+    "content", [RecordDict(), RecordDict({"site": ConfigRecord({"name": 3})})]
+)
+def test_a_reply_without_a_name_is_refused(content):
+    """The message says what is missing."""
+    with pytest.raises(WireError, match="does not say which site"):
+        records.site_name_of(content)

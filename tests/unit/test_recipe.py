@@ -1,0 +1,342 @@
+"""Recipes: what they resolve to, how they survive YAML, and what their errors say."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedlora.errors import RecipeError
+from fedlora.recipe import Recipe, read_recipe
+
+LEAST = "datasets: [{path: notes.jsonl}]\n"
+TWO_SITES = "datasets: [{path: a, site: a}, {path: b, site: b}]\n"
+
+
+def read(text: str, *overrides: str) -> Recipe:
+    return Recipe.from_yaml(text, source="r.yaml", overrides=overrides)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        read(text, *overrides)
+    return str(caught.value)
+
+
+def test_a_recipe_needs_only_its_data():
+    """Everything else has a default; without named sites there are four."""
+    recipe = read(LEAST)
+    assert recipe.base_model == "embedded"
+    assert recipe.site_names == ("site-1", "site-2", "site-3", "site-4")
+    assert recipe.cohort_size == recipe.federation.sites == 4
+
+
+def test_datasets_name_the_sites_in_their_order():
+    """A site with two datasets counts once."""
+    data = "[{path: a, site: south}, {path: b, site: north}, {path: c, site: south}]"
+    recipe = read(f"datasets: {data}\n")
+    assert recipe.site_names == ("south", "north")
+    assert recipe.federation.sites == 2
+
+
+def test_steps_and_examples_follow_from_the_recipe():
+    """A client sees at most steps × batch examples a round, and steps × rounds in all."""
+    recipe = read(
+        LEAST + "micro_batch_size: 4\ngradient_accumulation_steps: 3\n"
+        "federation: {rounds: 5, local_steps: 7}\n"
+    )
+    assert recipe.batch_size == 12
+    assert recipe.max_examples == 84
+    assert recipe.total_steps == 35
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("3e-3", 0.003), ("3E-3", 0.003), ("2.5e1", 25.0), ("1e+0", 1.0), ("3", 3.0), (".5", 0.5)],
+)
+def test_numbers_are_read_as_people_write_them(text, number):
+    """YAML 1.1 would read 3e-3 as a word."""
+    assert read(f"{LEAST}learning_rate: {text}\n").learning_rate == number
+    assert read(LEAST, f"learning_rate={text}").learning_rate == number
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no", "y", "n"])
+def test_words_that_yaml_takes_for_booleans_are_words(word):
+    """A site called ``no`` is not ``False``; a switch takes true and false only."""
+    assert read(f"{LEAST}name: {word}\n").name == word
+    assert "boolean" in refusal(f"{LEAST}bf16: {word}\n")
+
+
+def test_a_recipe_cannot_be_changed():
+    """It is a value: what was validated stays so."""
+    recipe = read(LEAST)
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.seed = 3
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.federation.rounds = 3
+
+
+# Round trip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LEAST,
+        TWO_SITES,
+        TWO_SITES + "federation: {cohort_size: 1, quorum: 1, rounds: 2}\n",
+        LEAST + "learning_rate: 1e-7\nlora_alpha: 16\nlora_target_modules: [q_proj, v_proj]\n",
+        LEAST + "bf16: true\nbase_model: org/näme\nbase_model_revision: '1.0'\n",
+        "datasets: [{path: standard-library, packages: [json, ast]}]\n",
+    ],
+)
+def test_a_resolved_recipe_reads_back_equal(text):
+    """Also when defaults are used; digests, and hashes, by which sites are cached, are equal."""
+    recipe = read(text)
+    again = read(recipe.to_yaml())
+    assert again == recipe
+    assert again.digest == recipe.digest
+    assert hash(again) == hash(recipe)
+    assert again.to_yaml() == recipe.to_yaml()
+
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+WORDS = TEXT | st.sampled_from(
+    ["3e4", "1E-5", "on", "null", "~", "true", "2024-01-01", "12", "1_0", "0x1F", "=", "<<", "- a"]
+)
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
+    ["3e4", "1E5", "on", "null", "2024-01-01", "12", "1.5", "true"]
+)
+POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
+
+
+@given(
+    name=NAMES,
+    seed=st.integers(0, 2**32 - 1),
+    base_model=WORDS,
+    revision=st.none() | WORDS,
+    modules=st.just("all-linear") | st.lists(WORDS, min_size=1, max_size=3),
+    numbers=st.tuples(POSITIVE, POSITIVE, POSITIVE),
+    datasets=st.lists(st.tuples(WORDS, NAMES), min_size=1, max_size=3),
+    bf16=st.sampled_from(["auto", True, False]),
+)
+def test_any_recipe_reads_back_equal(
+    name, seed, base_model, revision, modules, numbers, datasets, bf16
+):
+    """Names that look like numbers, dates or nothing, and any float, survive YAML."""
+    alpha, rate, timeout = numbers
+    recipe = Recipe.model_validate(
+        {
+            "name": name,
+            "seed": seed,
+            "base_model": base_model,
+            "base_model_revision": revision,
+            "lora_alpha": alpha,
+            "learning_rate": rate,
+            "lora_target_modules": modules,
+            "bf16": bf16,
+            "datasets": [{"path": path, "site": site} for path, site in datasets],
+            "federation": {"round_timeout": timeout},
+        }
+    )
+    again = read(recipe.to_yaml())
+    assert again == recipe
+    assert again.digest == recipe.digest
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "name=other", "federation.rounds=9", "datasets=[{path: other}]"]
+)
+def test_digests_tell_recipes_apart(override):
+    """Every key takes part."""
+    assert read(LEAST, override).digest != read(LEAST).digest
+
+
+# Overrides
+
+
+def test_overrides_win_over_the_document():
+    """Values are YAML; a section that the document lacks is made."""
+    recipe = read(
+        TWO_SITES + "seed: 1\nfederation: {rounds: 2, local_steps: 3}\n",
+        "seed=4",
+        "federation.rounds=5",
+        "wire.max_bytes=600",
+        "lora_target_modules=[q_proj]",
+        "base_model=a=b",
+    )
+    assert (recipe.seed, recipe.federation.rounds, recipe.federation.local_steps) == (4, 5, 3)
+    assert recipe.wire.max_bytes == 600
+    assert recipe.lora_target_modules == ("q_proj",)
+    assert recipe.base_model == "a=b"
+
+
+def test_the_last_override_of_a_key_wins():
+    """As on any command line."""
+    assert read(LEAST, "seed=1", "seed=2").seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("seed", "'seed': an override has the form section.key=value"),
+        ("=1", "'=1': an override has the form section.key=value"),
+        ("seed=[", "'seed=[': the value is not valid YAML"),
+        ("seed=2024-99-99", "the value is not valid YAML"),
+        ("seed=" + "[" * 5000, "the value is not valid YAML"),
+        ("seed.x=1", "seed is not a section of the recipe"),
+        ("datasets.0.path=x", "datasets is not a section of the recipe"),
+        ("sed=1", "override sed=1: sed is not a recipe key; did you mean seed?"),
+        ("federation.round=1", "federation.round is not a recipe key; did you mean rounds?"),
+        ("seed=x", "override seed=x: seed: input should be a valid integer, but it is 'x'"),
+        ("federation={rounds: 0}", "override federation={rounds: 0}: federation.rounds: "),
+        ("federation=", "override federation=: federation: input should be"),
+    ],
+)
+def test_a_wrong_override_is_named(override, says):
+    """The message names the override, not a line of the document, which is not at fault."""
+    message = refusal(LEAST + "seed: 1\n", override)
+    assert says in message
+    assert "line" not in message
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sequence_length: 5\n", "sequence_length is not a recipe key; did you mean sequence_len?"),
+        ("str: 5\n", "str is not a recipe key; known keys: adapter, base_model,"),
+        ("a[0]: 5\n", "a[0] is not a recipe key"),
+        ("federation: {tuple: 5}\n", "federation.tuple is not a recipe key; known keys: cohort"),
+        ("lora_r: eight\n", "lora_r: input should be a valid integer, but it is 'eight'"),
+        ("lora_r: 8.0\n", "lora_r: input should be a valid integer, but it is 8.0"),
+        ("lora_r: true\n", "lora_r: input should be a valid integer, but it is True"),
+        ("lora_r: 0\n", "lora_r: input should be greater than or equal to 1, but it is 0"),
+        ("seed: 4294967296\n", "seed: input should be less than 4294967296"),
+        ("learning_rate: .nan\n", "learning_rate: input should be"),
+        ("learning_rate: .inf\n", "learning_rate: input should be a finite number"),
+        ("learning_rate: 1e999\n", "learning_rate: input should be a finite number"),
+        ("learning_rate: -1\n", "learning_rate: input should be greater than 0, but it is -1"),
+        ("name: a/b\n", "name: string should match pattern"),
+        ('name: "a\\n"\n', "name: string should match pattern"),
+        ("name: 2024-01-01\n", "name: input should be a valid string"),
+        ("bf16: maybe\n", "bf16: input should be 'auto'"),
+        ("adapter: dora\n", "adapter: input should be 'lora' or 'qlora', but it is 'dora'"),
+        ("federation: 3\n", "federation: input should be a valid dictionary"),
+        ("federation: {rounds: 0}\n", "federation.rounds: input should be greater than or equal"),
+        ("lora_target_modules: []\n", "lora_target_modules: "),
+        ("lora_target_modules: [3]\n", "lora_target_modules[1]: input should be a valid string"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_line(text, says):
+    """Source, line, key, what was expected and what came."""
+    message = refusal(LEAST + text)
+    assert says in message
+    assert all(line.startswith("r.yaml, line 2: ") for line in message.splitlines())
+
+
+def test_every_wrong_key_is_listed_with_its_own_line():
+    """One pass of corrections is enough."""
+    message = refusal("datasets:\n  - path: a\n    typ: text\n  - site: b\nlora_r: x\n")
+    assert sorted(message.splitlines()) == [
+        "r.yaml, line 3: datasets[1].typ is not a recipe key; did you mean type?",
+        "r.yaml, line 4: datasets[2].path is missing.",
+        "r.yaml, line 5: lora_r: input should be a valid integer, but it is 'x'.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 1\n", "r.yaml: datasets is missing"),
+        ("", "r.yaml: datasets is missing"),
+        ("datasets: []\n", "r.yaml, line 1: datasets: "),
+        (LEAST + "federation: {cohort_size: 5}\n", "cohort_size is 5, but there are 4 sites"),
+        (TWO_SITES + "federation: {sites: 3}\n", "name 2 sites, but federation.sites is 3"),
+        (LEAST + "federation: {quorum: 5}\n", "quorum is 5, but a cohort has 4"),
+        (TWO_SITES + "federation: {cohort_size: 1, quorum: 2}\n", "but a cohort has 1"),
+        ("datasets: [{path: a, site: a}, {path: b}]\n", "either every dataset names its site"),
+        ("datasets: [{path: a, packages: [json]}]\n", "path: standard-library"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(text, says):
+    """Before anything is loaded."""
+    assert says in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: [1\n", "r.yaml, line 3: this is not valid YAML"),
+        ("seed: 1: 2\n", "r.yaml, line 2: this is not valid YAML: mapping values"),
+        ("\tseed: 1\n", "r.yaml, line 2: this is not valid YAML"),
+        ("seed: 1\nlora_r: 2\nseed: 3\n", "line 4: seed is given twice (first: r.yaml, line 2)"),
+        ("wire: {codec: fp32, codec: fp32}\n", "r.yaml, line 2: wire.codec is given twice"),
+        ("name: 2024-99-99\n", "r.yaml, line 2: this is not valid YAML: month must be"),
+        ("seed: !!int one\n", "r.yaml, line 2: this is not valid YAML"),
+        ("seed: " + "9" * 5000 + "\n", "r.yaml, line 2: this is not valid YAML"),
+        ("seed: !!python/name:os.system\n", "r.yaml, line 2: this is not valid YAML"),
+        ("name: a\x00b\n", "r.yaml: this is not valid YAML: special characters"),
+        ("name: " + "[" * 5000 + "\n", "r.yaml: this is nested too deeply"),
+        ("1: x\n", "r.yaml, line 2: a name was expected as a key"),
+        ("? [a]\n: b\n", "r.yaml, line 2: a name was expected as a key"),
+        ("name: &a [*a]\n", "r.yaml, line 2: this is not valid YAML: aliases"),
+        ("name: &a x\nbase_model: *a\n", "r.yaml, line 3: this is not valid YAML: aliases"),
+        ("---\nseed: 1\n", "r.yaml, line 2: this is not valid YAML"),
+    ],
+)
+def test_what_is_not_a_recipe_s_yaml_is_refused(text, says):
+    """No document makes the reader fail otherwise, wherever it came from."""
+    message = refusal(LEAST + text)
+    assert says in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("text", ["- a\n", "word\n", "3\n", "!!set {a, b}\n"])
+def test_a_document_that_is_no_mapping_is_refused(text):
+    """The message says what a recipe is."""
+    assert "r.yaml: a recipe is a mapping of keys to values" in refusal(text)
+
+
+@given(st.text(max_size=60) | st.text("aé:-[]{}&*!|>'\"%@,#? \n\t<~0.e", max_size=60))
+def test_any_text_is_a_recipe_or_a_recipe_error(text):
+    """Nothing else is ever raised."""
+    try:
+        read(text)
+    except RecipeError as error:
+        assert str(error).startswith("r.yaml")
+
+
+def test_a_long_wrong_value_is_cut_in_the_message():
+    """A message stays readable whatever came."""
+    assert len(refusal(LEAST + f"seed: {['x'] * 10_000}\n")) < 400
+
+
+# Files
+
+
+def test_a_recipe_file_is_read_with_overrides(tmp_path):
+    """The source in messages is the file's path."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(LEAST + "lora_r: 4\n", encoding="utf-8")
+    assert read_recipe(path, overrides=["seed=7"]).seed == 7
+    with pytest.raises(RecipeError, match="override seed=x: seed"):
+        read_recipe(path, overrides=["seed=x"])
+    path.write_text(LEAST + "lora_r: x\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=re.escape(f"{path}, line 2: lora_r")):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "not text"])
+def test_a_recipe_file_that_cannot_be_read_is_named(tmp_path, kind):
+    """Missing, a folder, or not UTF-8."""
+    path = tmp_path / "mine.yaml"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "not text":
+        path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=re.escape(f"{path}: the recipe cannot be read")):
+        read_recipe(path)
