@@ -1,5 +1,7 @@
 """Fixtures that several parts of the tests use."""
 
+import fedlora  # isort: skip  # before torch, whose waiting threads then sleep
+
 import json
 import resource
 from collections.abc import Callable, Iterator
@@ -10,7 +12,6 @@ import pytest
 from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import fedlora
 from fedlora.recipe import Recipe
 
 settings.register_profile("fedlora", deadline=None)  # a busy machine is no failure

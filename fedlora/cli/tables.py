@@ -29,7 +29,7 @@ def print_plan(plan: Plan) -> None:
         "base model", f"{recipe.base_model} ({base.architecture}, {base.parameters:,} parameters)"
     )
     facts.add_row(
-        "trained",
+        "trainable",
         f"{base.spec.size:,} parameters ({base.spec.size / base.parameters:.1%} of the base), "
         f"{recipe.adapter} r={recipe.lora_r}",
     )
@@ -39,7 +39,7 @@ def print_plan(plan: Plan) -> None:
         f"{federation.rounds} rounds of {federation.local_steps} steps of {recipe.batch_size} "
         f"examples at each of {recipe.cohort_size} clients",
     )
-    facts.add_row("traffic", f"{each} down, {each} up for a client and round; {each} to evaluate")
+    facts.add_row("traffic", f"{each} down and up for a client and round, {each} to evaluate")
     _console.print(facts)
     _console.print()
 

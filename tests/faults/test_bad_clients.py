@@ -47,7 +47,7 @@ def payload_of(reply: Message) -> bytes:
     return reply.content.array_records["adapter"]["adapter"].data
 
 
-def altered_update(run: RunFolder, change: Callable[[AdapterUpdate], AdapterUpdate], **envelope):
+def altered_update(run: RunFolder, change: Callable[[AdapterUpdate], AdapterUpdate], /, **envelope):
     """Return an alteration that decodes the update, changes it, and encodes it again."""
 
     def alter(reply: Message) -> Message:

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from client.app import app as client_app
 from fedlora.adapter import AdapterState
 from fedlora.runtime import simulation
 from fedlora.runtime.comparison import overall, read_comparison
 from fedlora.runtime.events import Event, RoundFinished, RoundStarted, UpdateSettled
+from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.site import Site
 from fedlora.training.base_model import resolve
+from server.app import app as server_app
 
 
 def play(recipe, folder: Path, *, observe=lambda _: None) -> RunFolder:
@@ -179,6 +183,16 @@ def test_a_qlora_round_runs_on_a_gpu(small_recipe, tmp_path):
     recipe = small_recipe("adapter=qlora", "device=cuda", "bf16=auto", "federation.local_steps=5")
     comparison = read_comparison(play(recipe, tmp_path))
     assert overall(comparison.federated).loss < overall(comparison.base).loss - 0.1
+
+
+def test_the_bundled_apps_play_a_run_folder(small_recipe, tmp_path):
+    """The Flower apps as they are bundled do what the simulation does."""
+    whole = play(small_recipe(), tmp_path / "whole")
+    run = simulation.start(plan(small_recipe()), runs=tmp_path / "bundled")
+    config = {"run": str(run.path)}
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
+    server_app(InProcessGrid(client_app, clients=2), context)
+    assert adapter_bytes(whole) == adapter_bytes(run)
 
 
 @pytest.mark.slow

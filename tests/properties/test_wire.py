@@ -30,9 +30,7 @@ ENVELOPES = st.builds(
 
 
 def inspected(update: AdapterUpdate) -> InspectedUpdate:
-    return InspectedUpdate(
-        spec=update.spec, values=update.values, num_examples=update.num_examples
-    )
+    return InspectedUpdate(spec=update.spec, values=update.values, num_examples=update.num_examples)
 
 
 def bits(adapter: AdapterState | AdapterUpdate) -> bytes:

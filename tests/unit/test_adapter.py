@@ -97,9 +97,7 @@ def test_trained_minus_received_leads_from_one_to_the_other():
     """The increment is elementwise, and adding it leaves the state it is added to unchanged."""
     received, trained = make_state(seed=1), make_state(seed=2)
     before = received.values.clone()
-    update = AdapterUpdate(
-        spec=received.spec, values=trained.minus(received), num_examples=1
-    )
+    update = AdapterUpdate(spec=received.spec, values=trained.minus(received), num_examples=1)
     assert torch.equal(trained.values - received.values, update.values)
     torch.testing.assert_close(received.plus(update).values, trained.values)
     assert torch.equal(before, received.values)

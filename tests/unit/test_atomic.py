@@ -163,9 +163,13 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_error_in_the_block_leaves_nothing(tmp_path, error):
     """The error passes through."""
-    with pytest.raises(error), atomic.new_folder(tmp_path / "folder") as temporary:
+
+    def spoil(temporary: Path) -> None:
         (temporary / "file").write_text("x")
         raise error
+
+    with pytest.raises(error), atomic.new_folder(tmp_path / "folder") as temporary:
+        spoil(temporary)
     assert names(tmp_path) == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -32,9 +32,7 @@ B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
 def network() -> PreTrainedModel:
     """The embedded base as transformers loads it; PEFT alters it in place."""
     with quietly():
-        return AutoModelForCausalLM.from_pretrained(
-            resolve("embedded", None), dtype=torch.float32
-        )
+        return AutoModelForCausalLM.from_pretrained(resolve("embedded", None), dtype=torch.float32)
 
 
 @pytest.fixture
@@ -73,6 +71,7 @@ def refuses(folder: Path, says: str) -> None:
 # What is written
 
 
+@settings(max_examples=30)
 @given(data=st.data(), spec=specs())
 def test_what_is_written_reads_back_bit_for_bit(tmp_path_factory, data, spec):
     """Names, shapes, scaling and every value's bits survive, in the order of the specification."""
@@ -97,9 +96,7 @@ def test_peft_loads_what_is_written(network, tmp_path):
     recipe = Recipe.model_validate({"datasets": [{"path": "x"}], "lora_r": 4, "lora_alpha": 8})
     spec = describe(recipe).spec
     generator = torch.Generator().manual_seed(0)
-    state = AdapterState(
-        spec=spec, values=0.05 * torch.randn(spec.size, generator=generator)
-    )
+    state = AdapterState(spec=spec, values=0.05 * torch.randn(spec.size, generator=generator))
     write_peft_folder(state, tmp_path / "adapter")
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad(), quietly():
@@ -164,9 +161,7 @@ def test_narrow_values_are_widened(folder, dtype):
     alter(folder, lambda t: t.update({key: value.to(dtype) for key, value in t.items()}))
     state = read_peft_folder(folder)
     assert state.values.dtype == torch.float32
-    assert torch.equal(
-        state.arranged_as(make_spec()).values, make_state().values.to(dtype).float()
-    )
+    assert torch.equal(state.arranged_as(make_spec()).values, make_state().values.to(dtype).float())
 
 
 def test_one_name_of_target_modules_may_stand_alone(folder):
@@ -233,7 +228,10 @@ def test_a_configuration_that_is_no_json_object_is_refused(folder, text):
         ),
         (lambda t: t.update({"x" * 1000: torch.zeros(1)}), "is no LoRA factor"),
         (lambda t: t.update({A + "\n": torch.zeros(2, 3)}), "is no LoRA factor"),
-        (lambda t: t.update({A.replace("model.layers", "a/../b"): torch.zeros(2, 3)}), "is no LoRA factor"),
+        (
+            lambda t: t.update({A.replace("model.layers", "a/../b"): torch.zeros(2, 3)}),
+            "is no LoRA factor",
+        ),
         (
             lambda t: t.update({A.replace("lora_A", "lora_magnitude_vector"): torch.zeros(2)}),
             "is no LoRA factor",

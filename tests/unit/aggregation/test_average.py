@@ -30,9 +30,7 @@ def test_it_is_the_weighted_mean_of_each_value(data, spec):
     tame = st.floats(-100, 100, width=32)
     given_updates = data.draw(st.lists(updates(spec, floats=tame), min_size=1, max_size=5))
     weights = data.draw(
-        st.lists(
-            st.floats(0.01, 1000), min_size=len(given_updates), max_size=len(given_updates)
-        )
+        st.lists(st.floats(0.01, 1000), min_size=len(given_updates), max_size=len(given_updates))
     )
     mean = averaged(*zip(given_updates, weights, strict=True))
     rows = [update.values.tolist() for update in given_updates]

@@ -32,7 +32,9 @@ def test_a_good_update_passes_as_it_is():
 )
 def test_an_update_of_another_adapter_stays(other):
     """The specification is compared as a whole, by digest."""
-    with pytest.raises(InspectionError, match=f"of adapter {other.digest[:12]}, but {SPEC.digest[:12]}"):
+    with pytest.raises(
+        InspectionError, match=f"of adapter {other.digest[:12]}, but {SPEC.digest[:12]}"
+    ):
         inspect_update(trained(spec=other), spec=SPEC, max_examples=3)
 
 
@@ -42,7 +44,9 @@ def test_the_number_of_examples_is_within_what_the_recipe_allows(claimed, passes
     if passes:
         inspect_update(trained(claimed), spec=SPEC, max_examples=8)
     else:
-        with pytest.raises(InspectionError, match=f"claims {claimed}, but the recipe allows 1 to 8"):
+        with pytest.raises(
+            InspectionError, match=f"claims {claimed}, but the recipe allows 1 to 8"
+        ):
             inspect_update(trained(claimed), spec=SPEC, max_examples=8)
 
 

@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora.aggregation import Average
@@ -75,6 +75,7 @@ def test_any_order_of_arrival_gives_equal_bits(tmp_path):
     assert len(results) == 1
 
 
+@settings(max_examples=50)
 @given(
     order=st.permutations(COHORT),
     fails=st.sets(st.sampled_from(COHORT), max_size=3),

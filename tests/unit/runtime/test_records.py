@@ -23,7 +23,7 @@ def test_a_task_survives_flower(number):
 def test_an_instruction_carries_the_adapter_when_there_is_one():
     """A question who is there carries none."""
     asked = records.instruction(TASK.to_record(), None)
-    with pytest.raises(WireError, match="One array of type fedlora.wire.v1 was expected"):
+    with pytest.raises(WireError, match=r"One array of type fedlora\.wire\.v1 was expected"):
         records.unpack(asked)
     told = records.instruction(TASK.to_record(), records.pack(b"adapter"))
     assert records.unpack(told) == b"adapter"
@@ -125,9 +125,7 @@ def test_a_name_that_no_recipe_can_give_is_refused(name):
         records.site_name_of(records.introduction(name))
 
 
-@pytest.mark.parametrize(
-    "content", [RecordDict(), RecordDict({"site": ConfigRecord({"name": 3})})]
-)
+@pytest.mark.parametrize("content", [RecordDict(), RecordDict({"site": ConfigRecord({"name": 3})})])
 def test_a_reply_without_a_name_is_refused(content):
     """The message says what is missing."""
     with pytest.raises(WireError, match="does not say which site"):

@@ -1,0 +1,72 @@
+"""The conversation with the sites: who they are, and which site a reply is from."""
+
+import pytest
+from flwr.app import Context, Message, MessageType
+from flwr.clientapp import ClientApp
+
+from fedlora.errors import RunError
+from fedlora.recipe import Recipe
+from fedlora.runtime import records
+from fedlora.runtime.exchange import Exchange
+from fedlora.runtime.in_process import InProcessGrid
+
+TASK = records.Task(recipe="", run="demo-1", round=0).to_record()
+
+
+def exchange_with(*names: str, needed: int | None = None) -> Exchange:
+    """Return an exchange over one node for each name, in which a node called ``!`` fails."""
+    app = ClientApp()
+
+    @app.query()
+    def introduce(message: Message, context: Context) -> Message:
+        name = names[context.node_id - 1]
+        if name == "!":
+            raise RuntimeError("no data here")
+        return Message(records.introduction(name), reply_to=message)
+
+    size = needed or len(names)
+    recipe = Recipe.from_yaml(
+        f"{{datasets: [{{path: x}}], federation: {{sites: {len(names)}, cohort_size: {size}}}}}"
+    )
+    return Exchange(InProcessGrid(app, clients=len(names)), recipe)
+
+
+@pytest.mark.parametrize("names", [("north", "south"), ("2", "1"), ("2", "3", "1")])
+def test_sites_are_met_by_name(names):
+    """Also when their names look like the numbers of other nodes; instructions reach the right."""
+    exchange = exchange_with(*names)
+    exchange.meet(TASK)
+    assert exchange.sites == tuple(sorted(names))
+    messages = exchange.instructions(names, MessageType.QUERY, TASK)
+    replies = {exchange.sender(reply): reply for reply in exchange.send(messages)}
+    assert {site: records.site_name_of(reply.content) for site, reply in replies.items()} == {
+        site: site for site in names
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("north", "north"), "node 2: it calls itself north, as another node does"),
+        (("north", "../../north"), "node 2: The site calls itself '../../north'"),
+        (("north", "!"), "node 2: RuntimeError: no data here"),
+    ],
+)
+def test_a_node_that_is_no_site_is_left_out_with_its_reason(names, says):
+    """One bad node is left out; below a cohort, the error gives the reason."""
+    exchange = exchange_with(*names, needed=1)
+    exchange.meet(TASK)
+    assert exchange.sites == ("north",)
+    with pytest.raises(RunError, match="1 sites answered, but a cohort is 2") as caught:
+        exchange_with(*names).meet(TASK)
+    assert says in str(caught.value)
+
+
+def test_an_error_reply_is_known_by_the_message_that_it_answers():
+    """Flower's error replies name a wrong source node."""
+    exchange = exchange_with("north", "south")
+    exchange.meet(TASK)
+    messages = exchange.instructions(["south"], MessageType.TRAIN, TASK)  # none handles it
+    (reply,) = exchange.send(messages)
+    assert reply.has_error()
+    assert exchange.sender(reply) == "south"
