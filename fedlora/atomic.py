@@ -68,7 +68,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}). "
-            "Free some space or choose a folder that you may write to, then run again."
+            "Make room there or choose a folder that you may write to, then run again."
         ) from error
 
 
@@ -79,8 +79,8 @@ def _put_in_place(new: Path, path: Path) -> None:
         os.replace(path, old)
     try:
         os.replace(new, path)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not path.exists():
             os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)

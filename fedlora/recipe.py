@@ -1,12 +1,10 @@
 """A recipe: the whole run as one frozen, validated value. Keys are spelled as Axolotl spells them.
 
-All of it is resolved and checked before anything is loaded. Methods of aggregation are described
-in one table, ``METHODS``, which decides what can be combined.
+All of it is resolved and checked before anything is loaded.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -27,21 +25,6 @@ NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 Method = Literal["average"]
 DatasetType = Literal["auto", "messages", "prompt-completion", "alpaca", "text"]
 Codec = Literal["fp32"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodFacts:
-    """What decides whether a method of aggregation can be combined with the rest of a recipe."""
-
-    plain_sum: bool
-    """The aggregate is a weighted sum of what the clients send."""
-    mixed_ranks: bool
-    """Clients may train different ranks."""
-
-
-METHODS: Mapping[Method, MethodFacts] = {
-    "average": MethodFacts(plain_sum=True, mixed_ranks=False),
-}
 
 
 class _Section(BaseModel):
@@ -85,7 +68,6 @@ class Federation(_Section):
     cohort_size: Count | None = None
     """Clients drawn for each round; by default all."""
     method: Method = "average"
-    weighting: Literal["examples", "uniform"] = "examples"
     quorum: Count | None = None
     """Updates that a round needs; by default more than half of the cohort."""
     round_timeout: Annotated[float, Field(gt=0)] = 3600

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fedlora.errors import FedloraError, RecipeError
+from fedlora.errors import RecipeError
 
 if TYPE_CHECKING:
     from fedlora.recipe import Recipe
@@ -84,9 +84,9 @@ def _read(arguments: list[str], *, engine: Engine | None, compare: bool | None) 
 
 
 def _go_on(path: Path) -> None:
-    from fedlora.runtime.run_folder import RunFolder
+    from fedlora.runtime import simulation
 
-    _play(RunFolder.open(path))
+    _play(simulation.resume(path))
 
 
 def _play(run: "RunFolder") -> None:
@@ -98,10 +98,10 @@ def _play(run: "RunFolder") -> None:
     try:
         with RunView() as view:
             play(run, observe=view)
-    except (KeyboardInterrupt, FedloraError) as stop:
+    except BaseException as stop:
         typer.echo(f"\nStopped. Go on with: fedlora simulate --resume {run.path}", err=True)
-        if isinstance(stop, FedloraError):
-            raise
-        raise typer.Exit(130) from None
+        if isinstance(stop, KeyboardInterrupt):
+            raise typer.Exit(130) from None
+        raise
     tables.print_comparison(read_comparison(run))
     tables.print_outcome(run)

@@ -46,6 +46,9 @@ def print_plan(plan: Plan) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print held-out loss by site, and overall, for the base and each way of training."""
+    if not comparison.base:
+        _console.print("\nNo loss was measured at both ends of the run.")
+        return
     sites = list(comparison.base)
     shown = sites if len(sites) <= _MANY_SITES else []
     table = Table(title="Held-out loss, nats per token", title_justify="left", box=None)

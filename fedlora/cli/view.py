@@ -13,6 +13,7 @@ from rich.text import Text
 from fedlora.runtime.comparison import POOLED, losses_of, overall
 from fedlora.runtime.events import (
     BaselineProgress,
+    EvaluationFailed,
     Event,
     RoundFinished,
     RoundStarted,
@@ -66,6 +67,9 @@ class RunView:
                 if event.refused:
                     text = f"        {event.site} refused: {event.refused}"
                     self.console.print(text, style="yellow", markup=False)
+            case EvaluationFailed():
+                text = f"        {event.site} could not evaluate: {event.reason}"
+                self.console.print(text, style="yellow", markup=False)
             case RoundFinished():
                 self._played += event.record["round"] > 0
                 self.console.print(self._line(event.record), soft_wrap=True)
@@ -112,13 +116,14 @@ class RunView:
             return Text("training" if waiting else "waiting", style="cyan" if waiting else "dim")
         if settled.refused:
             return Text("refused", style="yellow")
-        return Text(f"training loss {settled.train_loss:.3f}", style="green")
+        loss = "" if settled.train_loss is None else f", training loss {settled.train_loss:.3f}"
+        return Text(f"accepted{loss}", style="green")
 
     def _time_left(self) -> str:
         if not self._played:
             return ""
         each = (time.monotonic() - self._started) / (self._played + 0.5)
-        return f", about {duration(each * (self._rounds - self._played))} left"
+        return f", about {duration(each * (self._rounds - self._round + 0.5))} left"
 
 
 def _alone(event: BaselineProgress) -> str:

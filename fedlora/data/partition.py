@@ -31,7 +31,8 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
 
     A site has the datasets labelled with its name. When none is labelled, the rows of all are
     dealt out among ``recipe.site_names`` by a shuffle that depends on ``recipe.seed`` alone, in
-    shares that differ by one row at most.
+    shares that differ by one row at most, where copies of a row count once and stay together.
+    Sites that are labelled may hold equal rows.
 
     The held-out share is ``recipe.val_set_size`` of the different rows, drawn by a shuffle that
     depends on the seed and the site's name. Rows that occur once are drawn first; copies of a row
@@ -50,9 +51,11 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
     examples: Sequence[Example] = [example for part in rows for example in part.examples]
     if not labelled:
         deal = random.Random(f"{recipe.seed}/deal")
-        order = deal.sample(range(len(examples)), len(examples))
+        distinct = list(dict.fromkeys(examples))  # copies of a row go to one site, all of them
+        order = deal.sample(range(len(distinct)), len(distinct))
         own = order[recipe.site_names.index(site) :: len(recipe.site_names)]
-        examples = [examples[index] for index in sorted(own)]
+        mine = {distinct[index] for index in own}
+        examples = [example for example in examples if example in mine]
     train, held_out = _split(examples, recipe=recipe, site=site)
     return SiteExamples(train, held_out, types=tuple(dict.fromkeys(part.type for part in rows)))
 

@@ -1,6 +1,6 @@
 """The site's Flower app: train and evaluate on the site's own data, behind the gate."""
 
-from functools import lru_cache
+from functools import cache
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -75,14 +75,14 @@ def evaluate(message: Message, context: Context) -> Message:
 def _open(message: Message, context: Context) -> tuple[Site, Envelope]:
     """Return the warm site that this client stands for, and what the exchange is about."""
     task = records.Task.of(message.content)
-    site = _site(task.recipe, int(context.node_config[PARTITION_ID_KEY]))
+    recipe = _recipe(task.recipe)
+    site = Site.open(recipe, recipe.site_names[int(context.node_config[PARTITION_ID_KEY])])
     return site, Envelope(spec=site.base.spec, run=task.run, round=task.round)
 
 
-@lru_cache(maxsize=128)
-def _site(recipe_text: str, partition: int) -> Site:
-    recipe = Recipe.from_yaml(recipe_text)
-    return Site.open(recipe, recipe.site_names[partition])
+@cache
+def _recipe(text: str) -> Recipe:
+    return Recipe.from_yaml(text)
 
 
 def _received(message: Message, site: Site, envelope: Envelope) -> AdapterState:

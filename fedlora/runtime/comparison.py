@@ -4,6 +4,7 @@ Every baseline sees as many examples as its counterpart in the federation: the p
 the steps of all clients together, a site alone its share of them.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,7 +49,8 @@ class Comparison:
             return None
         federated, pooled = overall(self.federated).loss, overall(self.pooled).loss
         gap = self.alone_mean - pooled
-        return (self.alone_mean - federated) / gap if gap > 0 else None
+        closed = (self.alone_mean - federated) / gap if gap > 0 else math.nan
+        return closed if math.isfinite(closed) else None
 
 
 def overall(losses: Losses) -> Evaluation:
@@ -67,10 +69,12 @@ def losses_of(evaluation: Mapping[str, list[float]]) -> Losses:
 def read_comparison(run: RunFolder) -> Comparison:
     """Return what the run has measured so far: base and federated from its rounds."""
     rounds = run.records()
+    base, federated = (losses_of(rounds[index]["evaluation"]) for index in (0, -1))
+    measured = base.keys() & federated.keys()  # a site that failed once would bend the means
     baselines = {name: losses_of(losses) for name, losses in run.baselines().items()}
     return Comparison(
-        base=losses_of(rounds[0]["evaluation"]),
-        federated=losses_of(rounds[-1]["evaluation"]),
+        base={site: base[site] for site in sorted(measured)},
+        federated={site: federated[site] for site in sorted(measured)},
         pooled=baselines.pop(POOLED, None),
         alone=baselines,
     )

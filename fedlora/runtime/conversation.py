@@ -7,6 +7,7 @@ from typing import Self
 from fedlora.adapter import AdapterSpec
 from fedlora.peft_folder import read_peft_folder
 from fedlora.recipe import STANDARD_LIBRARY, Recipe
+from fedlora.runtime.run_folder import RunFolder
 from fedlora.training.base_model import BaseModel, generate
 
 
@@ -28,9 +29,15 @@ class Conversation:
             AdapterError: there is no adapter, or it does not fit the base.
             BaseModelError: the base cannot be loaded.
         """
-        release = folder / "release" if (folder / "release").is_dir() else folder
-        state = read_peft_folder(release)
-        base = BaseModel.load(_recipe_of(state.spec, base_model or state.spec.base_model))
+        if (folder / "recipe.yaml").is_file():
+            run = RunFolder.open(folder)
+            state, recipe = read_peft_folder(run.release), run.recipe()
+        else:
+            state = read_peft_folder(folder)
+            recipe = _recipe_of(state.spec)
+        base = BaseModel.load(
+            recipe.model_copy(update={"base_model": base_model or recipe.base_model})
+        )
         base.load_adapter(state.arranged_as(base.spec))
         return cls(base)
 
@@ -41,11 +48,11 @@ class Conversation:
         return plain, generate(self.base, question, max_new_tokens=max_new_tokens)
 
 
-def _recipe_of(spec: AdapterSpec, base_model: str) -> Recipe:
+def _recipe_of(spec: AdapterSpec) -> Recipe:
     """Return a recipe that loads the adapter's base; what it would train on is not asked."""
     return Recipe.model_validate(
         {
-            "base_model": base_model,
+            "base_model": spec.base_model,
             "base_model_revision": spec.base_model_revision,
             "lora_r": spec.rank,
             "lora_alpha": spec.alpha,

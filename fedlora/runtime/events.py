@@ -30,7 +30,17 @@ class UpdateSettled:
     round: int
     site: str
     train_loss: float | None = None
+    """Not known for an update that was spooled before a stop."""
     refused: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFailed:
+    """One client could not measure the adapter."""
+
+    round: int
+    site: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +65,9 @@ class BaselineProgress:
 _log = logging.getLogger("fedlora")
 
 
-Event = RunStarted | RoundStarted | UpdateSettled | RoundFinished | BaselineProgress
+Event = (
+    RunStarted | RoundStarted | UpdateSettled | EvaluationFailed | RoundFinished | BaselineProgress
+)
 Observer = Callable[[Event], None]
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from textwrap import shorten
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -12,6 +13,9 @@ from fedlora.runtime import records
 
 _POLL = 0.2
 """Seconds between looks for what is not there yet."""
+
+_LONGEST_REASON = 300
+"""Letters that are kept of what a client says of its failure."""
 
 
 class Exchange:
@@ -79,13 +83,15 @@ class Exchange:
             for identifier, message in zip(identifiers, messages, strict=True)
             if identifier  # a grid gives none for a node that has gone
         }
-        missing = set(self._waiting)
+        missing = list(self._waiting)  # in the order of sending, in which the cohort is folded
         deadline = time.monotonic() + self._recipe.federation.round_timeout
-        while missing and time.monotonic() < deadline:
-            replies = list(self._grid.pull_messages(sorted(missing)))
+        while missing:
+            replies = list(self._grid.pull_messages(missing))
             for reply in replies:
-                missing.discard(reply.metadata.reply_to_message_id)
+                missing.remove(reply.metadata.reply_to_message_id)
                 yield reply
+            if not replies and time.monotonic() > deadline:
+                return
             if not replies:
                 time.sleep(_POLL)
 
@@ -113,7 +119,6 @@ def content_of(reply: Message) -> RecordDict:
         WireError: the reply is an error; the message is the site's own reason.
     """
     if reply.has_error():
-        raise WireError(
-            reply.error.reason or f"The client failed (Flower code {reply.error.code})."
-        )
+        reason = reply.error.reason or f"The client failed (Flower code {reply.error.code})."
+        raise WireError(shorten(reason, _LONGEST_REASON, placeholder=" …"))
     return reply.content

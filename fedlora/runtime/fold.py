@@ -37,7 +37,8 @@ class Fold:
     def begin(self, global_adapter: AdapterState) -> None:
         """Start the sum, with what was spooled before a stop."""
         self.aggregator.begin(global_adapter)
-        self._spooled = {site for site in self.spool.sites() if self._is_kept(site)}
+        kept = self.spool.sites() & set(self.cohort)
+        self._spooled = {site for site in kept if self._is_good(site)}
         self._advance()
 
     @property
@@ -70,16 +71,16 @@ class Fold:
         """Return the median norm of the folded updates."""
         return median(f["norm"] for f in self.folded.values()) if self.folded else None
 
-    def _is_kept(self, site: str) -> bool:
+    def _is_good(self, site: str) -> bool:
         """Tell whether a client's spooled update is good; if it is not, the client is asked again.
 
         A disk may have damaged it, or the recipe was put right between stop and restart.
         """
         try:
             self._check(self.spool.get(site)[0])
-        except (FedloraError, ValueError):
+        except (FedloraError, ValueError, OSError):
             return False
-        return site in self.cohort
+        return True
 
     def _check(self, payload: bytes) -> AdapterUpdate:
         limit = self.recipe.wire.max_bytes
@@ -104,8 +105,7 @@ class Fold:
     def _fold(self, site: str) -> None:
         payload, metrics = self.spool.get(site)
         update = self._check(payload)
-        uniform = self.recipe.federation.weighting == "uniform"
-        weight = 1.0 if uniform else float(update.num_examples)
+        weight = float(update.num_examples)
         self.aggregator.add(update, weight)
         self.folded[site] = {
             **metrics,

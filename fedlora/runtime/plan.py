@@ -1,9 +1,12 @@
 """What a run will need, found out before anything large is loaded or anything is written."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from fedlora.data.partition import site_examples
-from fedlora.recipe import Recipe
+from fedlora.data.partition import SiteExamples, site_examples
+from fedlora.recipe import EMBEDDED, STANDARD_LIBRARY, Recipe
 from fedlora.training.base_model import BaseFacts, describe
 
 
@@ -16,6 +19,8 @@ class SitePlan:
     """Formats of its datasets, as named or detected."""
     train_rows: int
     held_out_rows: int
+    digest: str
+    """SHA-256 of its rows, in hexadecimal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,7 @@ class Plan:
     """A recipe that can be run, and what it costs."""
 
     recipe: Recipe
+    """With absolute paths, so that it means the same in any working folder."""
     base: BaseFacts
     sites: tuple[SitePlan, ...]
 
@@ -39,7 +45,7 @@ def plan(recipe: Recipe) -> Plan:
         DataError: a dataset is missing, broken, or too small to split.
         BaseModelError: the base model is not there or has no such modules.
     """
-    sites = []
+    recipe, sites = _located(recipe), []
     for name in recipe.site_names:
         examples = site_examples(recipe, name)
         sites.append(
@@ -48,6 +54,27 @@ def plan(recipe: Recipe) -> Plan:
                 types=tuple(sorted(set(examples.types))),
                 train_rows=len(examples.train),
                 held_out_rows=len(examples.held_out),
+                digest=hashlib.sha256(_text(examples).encode()).hexdigest(),
             )
         )
     return Plan(recipe=recipe, base=describe(recipe), sites=tuple(sites))
+
+
+def _text(examples: SiteExamples) -> str:
+    parts = (examples.train, examples.held_out)
+    return json.dumps([[[(t.role, t.content) for t in e.turns] for e in part] for part in parts])
+
+
+def _located(recipe: Recipe) -> Recipe:
+    """Return the recipe with its local paths made absolute."""
+    datasets = [
+        dataset.model_copy(update={"path": _absolute(dataset.path)}) for dataset in recipe.datasets
+    ]
+    update = {"datasets": tuple(datasets), "base_model": _absolute(recipe.base_model)}
+    return recipe.model_copy(update=update)
+
+
+def _absolute(path: str) -> str:
+    if path in (STANDARD_LIBRARY, EMBEDDED) or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().resolve())

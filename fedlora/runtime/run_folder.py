@@ -4,6 +4,7 @@
 
     recipe.yaml      as resolved
     spec.json        the adapter's specification
+    data.json        digests of the sites' rows, so that a resumed run trains on the same
     rounds.jsonl     one record a round
     checkpoints/     the last rounds, each a folder that is there whole or not at all
     spool/           encoded updates of the round in progress
@@ -15,6 +16,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, count
@@ -56,7 +58,9 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, recipe: Recipe, spec: AdapterSpec, *, runs: Path) -> Self:
+    def create(
+        cls, recipe: Recipe, spec: AdapterSpec, *, data: Mapping[str, str], runs: Path
+    ) -> Self:
         """Make ``runs/<name>-<time>`` and write the recipe and the specification into it.
 
         Raises:
@@ -73,8 +77,10 @@ class RunFolder:
             with atomic.new_folder(path) as folder:
                 (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
                 (folder / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+                (folder / "data.json").write_text(json.dumps(dict(data)), encoding="utf-8")
         except BaseException:
-            path.rmdir()
+            with suppress(OSError):  # it is complete if Ctrl-C came late
+                path.rmdir()
             raise
         return cls(path)
 
@@ -90,7 +96,7 @@ class RunFolder:
                 f"{path}: this is not a run folder (it holds no recipe.yaml and spec.json). "
                 "Name a folder such as runs/demo-20260101-120000."
             )
-        return cls(path)
+        return cls(path.resolve())
 
     @property
     def name(self) -> str:
@@ -101,6 +107,11 @@ class RunFolder:
     def release(self) -> Path:
         """Where the adapter is published."""
         return self.path / "release"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether all rounds are played and the adapter is in its place."""
+        return self.release.is_dir()
 
     @property
     def report(self) -> Path:
@@ -119,6 +130,11 @@ class RunFolder:
     def spec(self) -> AdapterSpec:
         """Read the adapter's specification."""
         return AdapterSpec.from_json((self.path / "spec.json").read_text(encoding="utf-8"))
+
+    def data(self) -> dict[str, str]:
+        """Return the digest of each site's rows."""
+        digests: dict[str, str] = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
+        return digests
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of the complete rounds."""
@@ -150,7 +166,8 @@ class RunFolder:
             (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
         self._append_record(checkpoint)
         shutil.rmtree(self.spool, ignore_errors=True)
-        for path in self._checkpoints()[:-_KEEP]:
+        unfinished = self.path.glob("checkpoints/.round-*")  # of a process that was killed
+        for path in [*unfinished, *self._checkpoints()[:-_KEEP]]:
             shutil.rmtree(path, ignore_errors=True)
 
     def load(self) -> Checkpoint:

@@ -1,39 +1,66 @@
-"""A whole run on one machine: plan, rounds, baselines, release and report."""
+"""A whole run on one machine: rounds, baselines and report, begun or gone on with."""
 
 from pathlib import Path
 
-from fedlora.recipe import Recipe
+from fedlora.errors import RunError
 from fedlora.runtime.client import app
 from fedlora.runtime.comparison import train_baselines
 from fedlora.runtime.events import Observer
 from fedlora.runtime.in_process import InProcessGrid
-from fedlora.runtime.plan import Plan
+from fedlora.runtime.plan import Plan, plan
 from fedlora.runtime.ray_engine import run_on_ray
 from fedlora.runtime.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
 
 
-def start(plan: Plan, *, runs: Path) -> RunFolder:
+def start(planned: Plan, *, runs: Path) -> RunFolder:
     """Make the run folder of a planned run.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    return RunFolder.create(plan.recipe, plan.base.spec, runs=runs)
+    data = {site.name: site.digest for site in planned.sites}
+    return RunFolder.create(planned.recipe, planned.base.spec, data=data, runs=runs)
+
+
+def resume(path: Path) -> RunFolder:
+    """Return a run that was stopped, when its base model and data are still those it began with.
+
+    Raises:
+        RunError: there is no run, or its base model or data have changed.
+        DataError: a dataset has gone.
+        BaseModelError: the base model has gone.
+    """
+    run = RunFolder.open(path)
+    now, then = plan(run.recipe()), run.data()
+    if now.base.spec.digest != run.spec().digest:
+        raise RunError(
+            f"{path}: the base model {now.recipe.base_model} is not the one that the run began "
+            "with. Put that one back, or start a new run."
+        )
+    changed = [site.name for site in now.sites if then.get(site.name) != site.digest]
+    if changed:
+        raise RunError(
+            f"{path}: the data of {', '.join(changed)} has changed since the run began (for the "
+            "standard library: another Python). Put it back, or start a new run."
+        )
+    return run
 
 
 def simulate(run: RunFolder, *, observe: Observer) -> None:
-    """Do what the run still lacks; a run that was stopped goes on where it was.
+    """Do what the run still lacks.
 
     Raises:
         FedloraError: the run cannot go on; what is complete stays, and this call resumes it.
     """
-    recipe: Recipe = run.recipe()
-    if recipe.simulation.engine == "ray":
-        run_on_ray(run, observe=observe)
-    else:
-        serve(InProcessGrid(app, clients=len(recipe.site_names)), run.path, observe=observe)
+    recipe = run.recipe()
+    if not run.is_published:
+        if recipe.simulation.engine == "ray":
+            run_on_ray(run, observe=observe)
+        else:
+            grid = InProcessGrid(app, clients=len(recipe.site_names))
+            serve(grid, run.path, observe=observe)
     if recipe.simulation.compare:
         train_baselines(run, observe=observe)
     write_report(run)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Self
 
 from fedlora.adapter import AdapterState
@@ -33,8 +33,9 @@ class Site:
     held_out_rows: Sequence[TokenizedExample]
 
     @classmethod
+    @cache
     def open(cls, recipe: Recipe, name: str) -> Self:
-        """Read and tokenise the site's data and load the base if it is not resident yet.
+        """Read and tokenise the site's data and load the base, once in this process.
 
         Raises:
             DataError: the data cannot be used.

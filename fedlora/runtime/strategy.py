@@ -15,7 +15,14 @@ from fedlora.aggregation import PlainOptimizer, new_aggregator
 from fedlora.errors import FedloraError, RunError, StorageError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
-from fedlora.runtime.events import Observer, RoundFinished, RoundStarted, RunStarted, UpdateSettled
+from fedlora.runtime.events import (
+    EvaluationFailed,
+    Observer,
+    RoundFinished,
+    RoundStarted,
+    RunStarted,
+    UpdateSettled,
+)
 from fedlora.runtime.exchange import Exchange, content_of
 from fedlora.runtime.fold import Fold
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
@@ -43,6 +50,7 @@ class FederatedLora(Strategy):
         self.optimizer = PlainOptimizer()
         self.optimizer.restore(self.checkpoint.optimizer)
         self.exchange = Exchange(grid, self.recipe)
+        self._unmeasured: dict[str, str] = {}
 
     def summary(self) -> None:
         """Say nothing: the recipe in the run folder is the summary."""
@@ -108,6 +116,8 @@ class FederatedLora(Strategy):
         )
         self._fold.begin(self.checkpoint.adapter)
         self.observe(RoundStarted(round=server_round, cohort=cohort))
+        for site in set(cohort) - set(self._fold.open):
+            self.observe(UpdateSettled(round=server_round, site=site))
         return self.exchange.instructions(self._fold.open, MessageType.TRAIN, config, arrays=arrays)
 
     def aggregate_train(
@@ -148,15 +158,16 @@ class FederatedLora(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Collect each site's held-out loss sum and tokens; a site that fails is left out."""
-        metrics = MetricRecord()
+        """Collect each site's held-out loss sum and tokens, and why a site has none."""
+        metrics, self._unmeasured = MetricRecord(), {}
         for reply in replies:
+            site = self.exchange.sender(reply)
             try:
                 values = inspect_metrics(records.metrics_of(content_of(reply)))
-                sums = [float(values["eval_loss_sum"]), float(values["eval_tokens"])]
-            except (FedloraError, KeyError):
-                continue
-            metrics[self.exchange.sender(reply)] = sums
+                metrics[site] = [float(values[name]) for name in ("eval_loss_sum", "eval_tokens")]
+            except (FedloraError, KeyError) as error:
+                self._unmeasured[site] = str(error)
+                self.observe(EvaluationFailed(round=server_round, site=site, reason=str(error)))
         return metrics
 
     def _evaluate(self, grid: Grid, number: int) -> tuple[dict[str, Any], int]:
@@ -195,7 +206,7 @@ class FederatedLora(Strategy):
 
     def _commit(self, number: int, started: float, **facts: object) -> None:
         seconds = round(time.monotonic() - started, 3)
-        record = {"round": number, "seconds": seconds, **facts}
+        record = {"round": number, "seconds": seconds, **facts, "unmeasured": self._unmeasured}
         self.checkpoint = replace(self.checkpoint, record=record)
         self.run.save(self.checkpoint)
         self.observe(RoundFinished(record=record))

@@ -73,7 +73,7 @@ def _bars(base_model: str, work: Path, *, n: int, prefix: str) -> list[Bar]:
 
 def _rounds(recipe: Recipe, work: Path) -> None:
     """Ours: messages, gate, codec, spool, fold, checkpoint and release around the steps."""
-    run = RunFolder.create(recipe, resident_base(recipe).spec, runs=work / "runs")
+    run = RunFolder.create(recipe, resident_base(recipe).spec, data={}, runs=work / "runs")
     serve(InProcessGrid(app, clients=len(recipe.site_names)), run.path, observe=lambda _: None)
 
 

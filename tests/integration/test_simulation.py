@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from client.app import app as client_app
 from fedlora.adapter import AdapterState
+from fedlora.data import partition
+from fedlora.errors import RunError
 from fedlora.runtime import simulation
 from fedlora.runtime.comparison import overall, read_comparison
 from fedlora.runtime.events import Event, RoundFinished, RoundStarted, UpdateSettled
@@ -47,7 +49,8 @@ def test_a_run_folder_holds_all_that_is_promised(small_recipe, tmp_path):
     """Recipe, records, checkpoints, report and release are there; the spool is empty."""
     run = play(small_recipe(), tmp_path)
     names = {path.name for path in run.path.iterdir()}
-    expected = {"recipe.yaml", "spec.json", "rounds.jsonl", "checkpoints", "report.html", "release"}
+    expected = {"recipe.yaml", "spec.json", "data.json", "rounds.jsonl"}
+    expected |= {"checkpoints", "report.html", "release"}
     assert expected == names
     records = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
     assert [record["round"] for record in records] == [0, 1, 2, 3]
@@ -114,7 +117,7 @@ def test_a_resumed_round_does_not_ask_a_spooled_client_again(small_recipe, tmp_p
     settled: list[str] = []
 
     def watch(event: Event) -> None:
-        if isinstance(event, UpdateSettled) and event.round == 1:
+        if isinstance(event, UpdateSettled) and event.round == 1 and event.train_loss is not None:
             settled.append(event.site)
 
     simulation.simulate(run, observe=watch)
@@ -131,6 +134,51 @@ def test_a_complete_run_is_left_as_it_is(small_recipe, tmp_path):
     )
     assert started == []
     assert before == adapter_bytes(run)
+
+
+def test_changed_data_is_not_resumed_on(small_recipe, sites, tmp_path):
+    """A resumed run would not be the run that was begun: it is refused, with the site's name."""
+    run = play(small_recipe(), tmp_path)
+    assert simulation.resume(run.path).name == run.name
+    with sites["south"].open("a") as file:
+        file.write('\n{"prompt": "What is new?", "completion": "A row."}')
+    # A process reads a dataset once; only a new one sees the change.
+    partition._read.cache_clear()
+    with pytest.raises(RunError, match="data of south has changed"):
+        simulation.resume(run.path)
+
+
+def test_a_run_goes_on_from_another_working_folder(small_recipe, sites, tmp_path, monkeypatch):
+    """The run folder keeps absolute paths, whatever the recipe said."""
+    monkeypatch.chdir(tmp_path)
+    relative = f"datasets=[{{path: {sites['north'].name}}}]"
+    run = simulation.start(plan(small_recipe(relative, "federation.sites=2")), runs=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    simulation.simulate(simulation.resume(run.path), observe=lambda _: None)
+    assert run.is_published
+
+
+def test_a_site_that_cannot_evaluate_is_named(small_recipe, tmp_path, monkeypatch):
+    """Its reason is on record, the other sites' losses stand, and means are over those alone."""
+    evaluate = Site.evaluate
+
+    def failing(self, state):
+        if self.name == "south":
+            raise RunError("out of memory")
+        return evaluate(self, state)
+
+    monkeypatch.setattr(Site, "evaluate", failing)
+    run = play(small_recipe("federation.rounds=1"), tmp_path)
+    for record in run.records():
+        assert "out of memory" in record["unmeasured"]["south"]
+    assert list(read_comparison(run).federated) == ["north"]
+
+
+def test_slow_clients_are_all_waited_for_in_one_process(small_recipe, tmp_path):
+    """The round's timeout is for clients that are silent, not for a queue of busy ones."""
+    run = play(small_recipe("federation.round_timeout=1e-9"), tmp_path)
+    assert all(not record["refused"] for record in run.records())
 
 
 def test_a_cohort_is_drawn_anew_each_round(small_recipe, tmp_path):

@@ -233,17 +233,14 @@ def test_a_round_in_which_nothing_moved_bounds_nothing(tmp_path):
     assert list(fold.folded) == ["a"]
 
 
-@pytest.mark.parametrize(("weighting", "weight"), [("examples", 7.0), ("uniform", 1.0)])
-def test_the_recipe_says_what_weighs(tmp_path, weighting, weight):
-    """By examples or uniformly."""
-    fold = begun(tmp_path, f"federation.weighting={weighting}")
+def test_an_update_weighs_what_it_was_trained_on(tmp_path):
+    """The weights are the examples behind the updates."""
+    fold = begun(tmp_path)
     fold.admit("a", payload(num_examples=7), {"train_loss": 1.0})
     offer(fold, "b")
     first, second = make_update(seed=ord("a")).values, make_update(seed=ord("b")).values
-    other = 3.0 if weighting == "examples" else 1.0
-    expected = (weight * first + other * second) / (weight + other)
-    assert fold.folded["a"]["weight"] == weight
-    torch.testing.assert_close(fold.aggregator.finish().values, expected)
+    assert fold.folded["a"]["weight"] == 7.0
+    torch.testing.assert_close(fold.aggregator.finish().values, (7 * first + 3 * second) / 10)
 
 
 def test_the_median_norm_is_of_what_was_folded(tmp_path):

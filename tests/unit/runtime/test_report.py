@@ -9,6 +9,7 @@ import pytest
 
 from fedlora.adapter import AdapterSpec, AdapterState, TensorSpec
 from fedlora.recipe import Recipe
+from fedlora.runtime.comparison import POOLED
 from fedlora.runtime.report import write_report
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 
@@ -88,7 +89,7 @@ def make_run(tmp_path: Path, spec):
                 "federation": {"rounds": rounds or last},
             }
         )
-        run = RunFolder.create(recipe, spec, runs=tmp_path)
+        run = RunFolder.create(recipe, spec, data={}, runs=tmp_path)
         adapter = AdapterState.initial(spec, seed=0)
         for record in records:
             run.save(Checkpoint(round=record["round"], adapter=adapter, record=record))
@@ -127,7 +128,7 @@ def read(run):
 BASELINES = {
     "east": sums({"east": 3.8, "west": 4.6}),
     "west": sums({"east": 5.2, "west": 3.4}),
-    "pooled": sums({"east": 3.6, "west": 3.0}),
+    POOLED: sums({"east": 3.6, "west": 3.0}),
 }
 
 
@@ -203,7 +204,7 @@ def test_names_and_reasons_from_sites_are_escaped(make_run):
     measured = {name: [600.0, 100.0], "west": [1500.0, 300.0]}
     run = make_run(
         [record(0, measured), record(1, measured, cohort=(name, "west"), refused={name: HOSTILE})],
-        baselines={name: measured, "pooled": measured},
+        baselines={name: measured, POOLED: measured},
     )
     html, page = read(run)
     assert "<script" not in html
@@ -221,7 +222,7 @@ def test_many_sites_are_summed_up_and_all_of_them_can_be_looked_up(make_run):
     run = make_run(
         [record(0, sums(start, tokens)), record(1, sums(end, tokens), cohort=sites)],
         sites=sites,
-        baselines=alone | {"pooled": sums(end, tokens)},
+        baselines=alone | {POOLED: sums(end, tokens)},
     )
     html, page = read(run)
     first, second = html.split("All 40 sites</summary>")
@@ -275,7 +276,7 @@ def test_a_gap_that_cannot_be_a_share_is_put_into_words(make_run, pooled, federa
     alone = sums(dict.fromkeys(both, 4.0))
     run = make_run(
         [record(0, sums(BASE)), record(1, sums(dict.fromkeys(both, federated)))],
-        baselines={"east": alone, "west": alone, "pooled": sums(dict.fromkeys(both, pooled))},
+        baselines={"east": alone, "west": alone, POOLED: sums(dict.fromkeys(both, pooled))},
     )
     html, _ = read(run)
     assert words in html

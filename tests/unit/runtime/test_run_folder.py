@@ -22,7 +22,7 @@ SPEC = make_spec()
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A new run."""
-    return RunFolder.create(RECIPE, SPEC, runs=tmp_path / "runs")
+    return RunFolder.create(RECIPE, SPEC, data={}, runs=tmp_path / "runs")
 
 
 def checkpoint(number: int, **changes: object) -> Checkpoint:
@@ -58,7 +58,7 @@ def test_a_new_run_holds_recipe_and_specification(run):
     assert again.recipe() == RECIPE
     assert again.spec() == SPEC
     assert re.fullmatch(r"demo-\d{8}-\d{6}", run.name)
-    assert sorted(everything(run.path)) == ["recipe.yaml", "spec.json"]
+    assert sorted(everything(run.path)) == ["data.json", "recipe.yaml", "spec.json"]
 
 
 def test_runs_of_the_same_second_get_different_folders(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_runs_of_the_same_second_get_different_folders(tmp_path, monkeypatch):
             return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
 
     monkeypatch.setattr(run_folder, "datetime", Stopped)
-    runs = [RunFolder.create(RECIPE, SPEC, runs=tmp_path) for _ in range(3)]
+    runs = [RunFolder.create(RECIPE, SPEC, data={}, runs=tmp_path) for _ in range(3)]
     names = ["demo-20260102-030405", "demo-20260102-030405-2", "demo-20260102-030405-3"]
     assert [run.name for run in runs] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -80,7 +80,7 @@ def test_runs_of_the_same_second_get_different_folders(tmp_path, monkeypatch):
 def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path, small_disk):
     """A full disk: a clear error, and no folder that looks like a run."""
     with small_disk(10), pytest.raises(StorageError, match=r"demo-.*cannot be written"):
-        RunFolder.create(RECIPE, SPEC, runs=tmp_path)
+        RunFolder.create(RECIPE, SPEC, data={}, runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,7 +88,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     """Here a file stands where the folder of runs should be."""
     (tmp_path / "runs").write_text("")
     with pytest.raises(StorageError, match="runs: cannot be written"):
-        RunFolder.create(RECIPE, SPEC, runs=tmp_path / "runs")
+        RunFolder.create(RECIPE, SPEC, data={}, runs=tmp_path / "runs")
 
 
 @pytest.mark.parametrize("lost", ["recipe.yaml", "spec.json", "both"])
