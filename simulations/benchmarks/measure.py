@@ -23,10 +23,15 @@ class Bar:
 
 
 def interleaved(variants: Mapping[str, Callable[[], None]], *, n: int) -> dict[str, list[float]]:
-    """Return the seconds of each variant, run in turn ``n`` times after one uncounted warm-up."""
+    """Return the seconds of each variant, run in turn ``n`` times after one uncounted warm-up.
+
+    Each repetition begins with another variant, so that none always runs in another's wake.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for repetition in range(n + 1):
-        for name, work in variants.items():
+        first = repetition % len(variants)
+        items = list(variants.items())
+        for name, work in items[first:] + items[:first]:
             started = time.perf_counter()
             work()
             if repetition > 0:

@@ -5,6 +5,7 @@ adapter's state dict, padded batches as they come.
 """
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from flwr.common.constant import PARTITION_ID_KEY
 from flwr.serverapp.strategy import FedAvg
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from fedlora.data.batches import Batch
 from fedlora.recipe import Recipe
 from fedlora.runtime.in_process import InProcessGrid
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
+disable_progress_bar()
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def load(base: Path, recipe: Recipe) -> torch.nn.Module:
