@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "file"
     atomic.write_file(path, "old")
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(StorageError, match=r"file: cannot be written \(No space left.*Free some"):
+    with pytest.raises(StorageError, match=r"file: cannot be written \(No space left.*Make room"):
         atomic.write_file(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
