@@ -56,8 +56,11 @@ _Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:
-    """Return values as YAML that ``Document.read`` reads back."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """Return values as YAML that ``Document.read`` reads back.
+
+    Letters outside ASCII are escaped: YAML takes some of them for line breaks.
+    """
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fedlora.recipe import Recipe
 
-settings.register_profile("fedlora", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure, and a failure is the same for everyone.
+settings.register_profile("fedlora", deadline=None, derandomize=True)
 settings.load_profile("fedlora")
 
 _FRUIT = ["apple", "pear", "plum", "fig", "quince", "medlar", "grape", "cherry", "lime", "peach"]
