@@ -92,7 +92,6 @@ def _go_on(path: Path) -> None:
 def _play(run: "RunFolder") -> None:
     from fedlora.cli import tables
     from fedlora.cli.view import RunView
-    from fedlora.runtime.comparison import read_comparison
     from fedlora.runtime.simulation import simulate as play
 
     try:
@@ -103,5 +102,5 @@ def _play(run: "RunFolder") -> None:
         if isinstance(stop, KeyboardInterrupt):
             raise typer.Exit(130) from None
         raise
-    tables.print_comparison(read_comparison(run))
+    tables.print_comparison(run)
     tables.print_outcome(run)

@@ -3,14 +3,15 @@
 from rich.console import Console
 from rich.table import Table
 
-from fedlora.runtime.comparison import Comparison, Losses, overall
+from fedlora.runtime import findings
+from fedlora.runtime import format as fmt
+from fedlora.runtime.comparison import read_comparison
 from fedlora.runtime.format import duration, size
 from fedlora.runtime.plan import Plan
 from fedlora.runtime.run_folder import RunFolder
 
 _console = Console(highlight=False)
-_MANY_SITES = 8
-"""Above this a table shows the sites' mean instead of a row and a column for each."""
+_STYLES = {"alone": "dim", "federated": "green"}
 
 
 def print_plan(plan: Plan) -> None:
@@ -44,40 +45,24 @@ def print_plan(plan: Plan) -> None:
     _console.print()
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(run: RunFolder) -> None:
     """Print held-out loss by site, and overall, for the base and each way of training."""
-    if not comparison.base:
-        _console.print("\nNo loss was measured at both ends of the run.")
-        return
-    sites = list(comparison.base)
-    shown = sites if len(sites) <= _MANY_SITES else []
+    records, comparison = run.records(), read_comparison(run)
+    sites = findings.sites_of(records) if len(comparison.base) <= findings.MANY_SITES else []
     table = Table(title="Held-out loss, nats per token", title_justify="left", box=None)
     table.add_column("trained on", style="bold")
-    for site in (*shown, "overall", "perplexity"):
-        table.add_column(site, justify="right")
-
-    def add(label: str, losses: Losses, *, style: str = "") -> None:
-        total = overall(losses)
-        cells = [f"{losses[site].loss:.3f}" if site in losses else "-" for site in shown]
-        table.add_row(label, *cells, f"{total.loss:.3f}", f"{total.perplexity:.1f}", style=style)
-
-    add("nothing (base)", comparison.base)
-    for site in shown:
-        if site in comparison.alone:
-            add(f"{site} alone", comparison.alone[site], style="dim")
-    if comparison.alone:
-        blanks = [""] * len(shown)
-        table.add_row("mean of sites alone", *blanks, f"{comparison.alone_mean:.3f}", "")
-    add("federated", comparison.federated, style="green")
-    if comparison.pooled:
-        add("all data pooled", comparison.pooled)
+    for name in (*sites, "overall", "perplexity"):
+        table.add_column(name, justify="right")
+    for row in findings.trained(comparison):
+        if sites or row.kind != "alone":
+            *losses, perplexity = row.values(sites)
+            cells = (*map(fmt.loss, losses), fmt.perplexity(perplexity))
+            table.add_row(row.label, *cells, style=_STYLES.get(row.kind, ""))
     _console.print()
-    _console.print(table)
-    if comparison.gap_closed is not None:
-        _console.print(
-            f"\nThe federation closed {comparison.gap_closed:.0%} of the gap between "
-            "a site alone and all data pooled."
-        )
+    if table.row_count:
+        _console.print(table)
+        _console.print()
+    _console.print(findings.outcome(records, comparison))
 
 
 def print_outcome(run: RunFolder) -> None:

@@ -20,10 +20,8 @@ from fedlora.runtime.events import (
     RunStarted,
     UpdateSettled,
 )
+from fedlora.runtime.findings import MANY_SITES
 from fedlora.runtime.format import duration, size
-
-_MANY_SITES = 8
-"""Above this a round's line shows no loss for each site."""
 
 
 class RunView:
@@ -95,7 +93,7 @@ class RunView:
         )
 
     def _few(self) -> bool:
-        return len(self._sites) <= _MANY_SITES
+        return len(self._sites) <= MANY_SITES
 
     def _draw(self) -> Group:
         if self._baseline:

@@ -23,8 +23,8 @@ class Tokenizer(Protocol):
     @property
     def bos_token_id(self) -> Any: ...  # noqa: ANN401 - untyped there: a number or None
     def get_chat_template(self) -> str: ...
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...  # noqa: ANN401
-    def __call__(self, text: Any, **options: Any) -> Any: ...  # noqa: ANN401
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...  # noqa: ANN401 - as there
+    def __call__(self, text: Any, **options: Any) -> Any: ...  # noqa: ANN401 - as there
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _find_answers(example: Example, tokenizer: Tokenizer) -> tuple[str, list[_Sp
     return whole, spans
 
 
-def _apply_template(example: Example, tokenizer: Tokenizer, *, turns: int, **options: Any) -> Any:  # noqa: ANN401
+def _apply_template(example: Example, tokenizer: Tokenizer, *, turns: int, **options: Any) -> Any:  # noqa: ANN401 - text or tokens, by the options
     conversation = [{"role": turn.role, "content": turn.content} for turn in example.turns[:turns]]
     try:
         return tokenizer.apply_chat_template(conversation, **options)

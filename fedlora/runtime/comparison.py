@@ -4,11 +4,9 @@ Every baseline sees as many examples as its counterpart in the federation: the p
 the steps of all clients together, a site alone its share of them.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 
 from fedlora.adapter import AdapterState
 from fedlora.runtime.events import BaselineProgress, Observer
@@ -33,24 +31,6 @@ class Comparison:
     alone: Mapping[str, Losses]
     """By the site that trained; empty when the baselines were not asked for."""
     pooled: Losses | None = None
-
-    @property
-    def alone_mean(self) -> float:
-        """Mean over the sites' own models of the loss on all sites' rows, in nats per token."""
-        return fmean(overall(losses).loss for losses in self.alone.values())
-
-    @property
-    def gap_closed(self) -> float | None:
-        """Share of the gap between the sites alone and pooled that the federation closed.
-
-        None without baselines, or when pooling is no better than training alone.
-        """
-        if self.pooled is None or not self.alone:
-            return None
-        federated, pooled = overall(self.federated).loss, overall(self.pooled).loss
-        gap = self.alone_mean - pooled
-        closed = (self.alone_mean - federated) / gap if gap > 0 else math.nan
-        return closed if math.isfinite(closed) else None
 
 
 def overall(losses: Losses) -> Evaluation:

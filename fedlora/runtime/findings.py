@@ -13,6 +13,9 @@ from fedlora.runtime.comparison import Comparison, Losses, losses_of, overall
 _LARGE = 700
 """A loss whose perplexity no longer fits a float."""
 
+MANY_SITES = 8
+"""Above this a table or plot shows what sums the sites up instead of each."""
+
 Record = Mapping[str, Any]
 """One line of ``rounds.jsonl``."""
 

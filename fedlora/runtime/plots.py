@@ -19,11 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedlora.runtime.findings import MANY_SITES
+
 Points = Mapping[int, float]
 """Values by round; what is not finite is left out."""
-
-MANY_SITES = 8
-"""Above this the sites are drawn as bands of quantiles instead of a line each."""
 
 _INK, _MUTED, _GRID, _CARD = "#1c1f24", "#5f6670", "#e3e5e8", "#ffffff"
 # Okabe and Ito's colours, then two of Paul Tol's: distinct in every kind of colour vision.

@@ -62,7 +62,7 @@ def write_report(run: RunFolder) -> None:
         figures=findings.figures(records, comparison),
         plots=_plots(records, comparison),
         sites=sites,
-        many=len(sites) > plots.MANY_SITES,
+        many=len(sites) > findings.MANY_SITES,
         rows=rows,
         best=[min(filter(math.isfinite, column), default=None) for column in columns],
         rounds=rounds,
@@ -91,7 +91,7 @@ def _held_out(measured: Mapping[int, Losses], names: Sequence[str]) -> _Plot:
     caption = ["Round 0 is the base model, before any training."]
     if len(sites) > 1:
         caption.append("Overall is the mean over the held-out tokens of all sites.")
-    if len(sites) > plots.MANY_SITES:
+    if len(sites) > findings.MANY_SITES:
         caption.append(_BANDS.format(len(sites)))
     if any(len(by) < len(sites) for by in measured.values()):
         caption.append("Where a round was measured at some sites only, overall is theirs.")
@@ -108,7 +108,7 @@ def _training(records: Sequence[Record], names: Sequence[str]) -> _Plot:
     sites = findings.by_site({r["round"]: findings.training(r) for r in records}, names)
     caption = ["Mean over a site's local steps in the round, on its own training rows."]
     means: dict[int, float] = {}
-    if len(sites) > plots.MANY_SITES:
+    if len(sites) > findings.MANY_SITES:
         caption.append(_BANDS.format(len(sites)))
         by_round = {r["round"]: findings.training(r).values() for r in records}
         means = {number: fmean(losses) for number, losses in by_round.items() if losses}

@@ -75,7 +75,7 @@ class FederatedLora(Strategy):
     def _measure_start(self, grid: Grid) -> None:
         """Evaluate the adapter that all begin with: it changes nothing, so this is the base."""
         started = time.monotonic()
-        evaluation, bytes_down = self._evaluate(grid, 0)
+        evaluation, bytes_down = self._evaluate(grid, 0, self._encoded(number=0))
         nobody: dict[str, object] = {"cohort": [], "folded": {}, "refused": {}}
         sizes = {"bytes_down": bytes_down, "bytes_up": 0}
         self._commit(0, started, **nobody, evaluation=evaluation, **sizes)
@@ -84,9 +84,9 @@ class FederatedLora(Strategy):
         """Play one round and commit it."""
         started, arrays = time.monotonic(), self._encoded(number=number)
         messages = list(self.configure_train(number, arrays, self._task(number), grid))
-        self.aggregate_train(number, self.exchange.send(messages))
+        trained, _ = self.aggregate_train(number, self.exchange.send(messages))
         fold = self._fold
-        evaluation, bytes_down = self._evaluate(grid, number)
+        evaluation, bytes_down = self._evaluate(grid, number, trained)
         self._commit(
             number,
             started,
@@ -122,7 +122,7 @@ class FederatedLora(Strategy):
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    ) -> tuple[ArrayRecord, None]:
         """Admit each reply as it arrives, and step to the next global adapter.
 
         Raises:
@@ -170,8 +170,7 @@ class FederatedLora(Strategy):
                 self.observe(EvaluationFailed(round=server_round, site=site, reason=str(error)))
         return metrics
 
-    def _evaluate(self, grid: Grid, number: int) -> tuple[dict[str, Any], int]:
-        arrays = self._encoded(number=number)
+    def _evaluate(self, grid: Grid, number: int, arrays: ArrayRecord) -> tuple[dict[str, Any], int]:
         messages = list(self.configure_evaluate(number, arrays, self._task(number), grid))
         metrics = self.aggregate_evaluate(number, self.exchange.send(messages))
         return dict(metrics or {}), len(messages) * _size(arrays)

@@ -46,7 +46,7 @@ def compute(recipe: Recipe) -> tuple[torch.device, torch.dtype]:
     if recipe.device == "cpu" or not cuda:
         device = torch.device("cpu")
         # torch has no public query; every processor with AMX has AVX512-BF16 too
-        fast = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
+        fast = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - see above
     else:
         device = torch.device("cuda", torch.cuda.current_device())
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
