@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal, Self
 
@@ -39,6 +39,11 @@ class TensorSpec:
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    def with_rank(self, rank: int) -> Self:
+        """Return the same factor for another rank."""
+        rows, columns = self.shape
+        return replace(self, shape=(rank, columns) if self.factor == "A" else (rows, rank))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,20 @@ class AdapterSpec:
         fields["target_modules"] = tuple(fields["target_modules"])
         return cls(tensors=tensors, **fields)
 
+    def part(self, factors: str = "AB", *, rank: int | None = None) -> Self:
+        """Return the part of the adapter that is the leading ``rank`` components of ``factors``.
+
+        A part scales its products as the whole does; a rank above the adapter's own makes it wider.
+        """
+        rank = rank or self.rank
+        kept = (tensor for tensor in self.tensors if tensor.factor in factors)
+        return replace(
+            self,
+            rank=rank,
+            alpha=self.scaling * rank if rank != self.rank else self.alpha,
+            tensors=tuple(tensor.with_rank(rank) for tensor in kept),
+        )
+
     def require_same(self, other: Self) -> None:
         """Do nothing if ``other`` is the same specification.
 
@@ -130,6 +149,20 @@ class _Adapter:
         """Yield each factor's specification and a view of its values in their shape."""
         for tensor, start in self.spec.offsets():
             yield tensor, self.values[start : start + tensor.size].view(tensor.shape)
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield each module with views of its A, ``(rank, in)``, and its B, ``(out, rank)``.
+
+        Raises:
+            AdapterError: a module has only one of the two.
+        """
+        found: dict[str, dict[Factor, Tensor]] = {}
+        for tensor, values in self.factors():
+            found.setdefault(tensor.module, {})[tensor.factor] = values
+        for module, pair in found.items():
+            if len(pair) < 2:
+                raise AdapterError(f"{module} has only one of its two factors: there is no B·A.")
+            yield module, pair["A"], pair["B"]
 
     def norm(self) -> float:
         """Return the Frobenius norm over all factors."""
@@ -174,6 +207,22 @@ class AdapterState(_Adapter):
         flat = torch.cat([factors[tensor].flatten() for tensor in spec.tensors])
         return type(self)(spec=spec, values=flat)
 
+    def part(self, spec: AdapterSpec) -> Self:
+        """Return the factors of ``spec``, a part of this state's specification.
+
+        Guarantees:
+            With ``spec`` of a higher rank the products stay: the further components are zero.
+
+        Raises:
+            AdapterError: ``spec`` has a factor that this state has not.
+        """
+        if spec.digest == self.spec.digest:
+            return self
+        part = type(self)(spec=spec, values=torch.zeros(spec.size))
+        for into, values in _overlap(part, self):
+            into.copy_(values)
+        return part
+
     def minus(self, other: Self) -> Tensor:
         """Return the flat increment that leads from ``other`` to this state.
 
@@ -184,13 +233,18 @@ class AdapterState(_Adapter):
         return self.values - other.values
 
     def plus(self, update: "AdapterUpdate") -> Self:
-        """Return this state with the update's increment added.
+        """Return this state with the update's increment added to the part that it is of.
+
+        An update of a higher rank makes the state wider.
 
         Raises:
-            AdapterError: the two have different specifications.
+            AdapterError: the update is of another adapter.
         """
-        self.spec.require_same(update.spec)
-        return type(self)(spec=self.spec, values=self.values + update.values)
+        whole = self.part(self.spec.part(rank=max(self.spec.rank, update.spec.rank)))
+        result = type(self)(spec=whole.spec, values=whole.values.clone())
+        for increment, values in _overlap(update, result):
+            values.add_(increment)
+        return result
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,3 +258,24 @@ class AdapterUpdate(_Adapter):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InspectedUpdate(AdapterUpdate):
     """An update that the gate let pass; only such a one is encoded for the network."""
+
+
+def _overlap(part: _Adapter, whole: _Adapter) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield views of what each factor of ``part`` and its counterpart in ``whole`` share.
+
+    Raises:
+        AdapterError: ``part`` has a factor that ``whole`` has not, or another base or scaling.
+    """
+    same_base = part.spec.base_digest == whole.spec.base_digest
+    if not (same_base and math.isclose(part.spec.scaling, whole.spec.scaling)):
+        raise AdapterError(
+            f"The adapters have different bases or scalings ({part.spec.scaling:g} and "
+            f"{whole.spec.scaling:g})."
+        )
+    counterparts = {tensor.name: (tensor, values) for tensor, values in whole.factors()}
+    for tensor, values in part.factors():
+        counterpart = counterparts.get(tensor.name)
+        if counterpart is None or counterpart[0].with_rank(part.spec.rank) != tensor:
+            raise AdapterError(f"{tensor.name} of shape {tensor.shape} has no counterpart.")
+        rows, columns = map(min, tensor.shape, counterpart[0].shape)
+        yield values[:rows, :columns], counterpart[1][:rows, :columns]

@@ -8,95 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedlora.document import Document, write_yaml
 from fedlora.errors import RecipeError
-
-STANDARD_LIBRARY = "standard-library"
-"""Dataset path that means the documentation of the running interpreter's standard library."""
+from fedlora.sections import Count, Dataset, Federation, Name, Section, Simulation, Wire
 
 EMBEDDED = "embedded"
 """Base model that means the small model inside the package."""
 
-NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-"""Regular expression of the name of a run or a site; it also names files and folders."""
-
-Method = Literal["average"]
-DatasetType = Literal["auto", "messages", "prompt-completion", "alpaca", "text"]
-Codec = Literal["fp32"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
-    )
-
-
-Name = Annotated[str, Field(pattern=f"^{NAME}$")]
-Count = Annotated[int, Field(ge=1)]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
-
-
-class Dataset(_Section):
-    """One source of training rows."""
-
-    path: Annotated[str, Field(min_length=1)]
-    """A file (.jsonl, .json, .csv, .txt, .md), a folder of such files, or ``standard-library``."""
-    type: DatasetType = "auto"
-    """Format of the rows; ``auto`` detects it."""
-    packages: Strings = ()
-    """Which packages of the standard library to read; all when empty."""
-    site: Name | None = None
-    """The site that holds this data; without it the rows are dealt out among all sites."""
-
-    @model_validator(mode="after")
-    def _packages_are_of_the_standard_library(self) -> Self:
-        if self.packages and self.path != STANDARD_LIBRARY:
-            raise ValueError(f"packages can only be named with path: {STANDARD_LIBRARY}")
-        return self
-
-
-class Federation(_Section):
-    """Who trains, for how long, and how the updates become one."""
-
-    rounds: Count = 8
-    local_steps: Count = 15
-    """Optimiser steps of each client in each round."""
-    sites: Count | None = None
-    """Number of sites; by default as many as the datasets name, or 4 if they name none."""
-    cohort_size: Count | None = None
-    """Clients drawn for each round; by default all."""
-    method: Method = "average"
-    quorum: Count | None = None
-    """Updates that a round needs; by default more than half of the cohort."""
-    round_timeout: Annotated[float, Field(gt=0)] = 3600
-    """Seconds after which a round goes on without the clients that have not answered."""
-    node_timeout: Annotated[float, Field(gt=0)] = 600
-    """Seconds to wait for enough clients to be connected."""
-    max_update_norm: Annotated[float, Field(gt=0)] = 10
-    """An update is refused when its norm is above this multiple of the last round's median norm."""
-    evaluate_every: Annotated[int, Field(ge=0)] = 1
-    """Rounds between evaluations at the sites, besides those at both ends; 0 for none at all."""
-
-
-class Wire(_Section):
-    """What travels."""
-
-    codec: Codec = "fp32"
-    max_bytes: Count = 2**31
-    """Largest message that is accepted."""
-
-
-class Simulation(_Section):
-    """What only a local simulation needs."""
-
-    engine: Literal["in-process", "ray"] = "in-process"
-    compare: bool = False
-    """Also train each site alone and all data pooled, for as many steps."""
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """The whole run."""
 
     name: Name = "run"
@@ -152,9 +73,34 @@ class Recipe(_Section):
         cohort, sites = self.federation.cohort_size, len(self.site_names)
         if cohort and cohort > sites:
             raise ValueError(f"federation.cohort_size is {cohort}, but there are {sites} sites")
+        clients, attackers = cohort or sites, self.attackers
+        if self.federation.robust == "multi-krum" and clients < 2 * attackers + 3:
+            raise ValueError(
+                f"federation.robust: multi-krum needs a cohort of {2 * attackers + 3} to stand "
+                f"{attackers} attackers, but a cohort has {clients}; lower federation.attackers"
+            )
         quorum = self.federation.quorum
-        if quorum and quorum > (cohort or sites):
-            raise ValueError(f"federation.quorum is {quorum}, but a cohort has {cohort or sites}")
+        if quorum and quorum > clients:
+            raise ValueError(f"federation.quorum is {quorum}, but a cohort has {clients}")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        ranks = {dataset.site: dataset.lora_r for dataset in self.datasets if dataset.lora_r}
+        differing = [d for d in self.datasets if d.site in ranks and d.lora_r != ranks[d.site]]
+        if differing:
+            raise ValueError(f"the datasets of site {differing[0].site} have different lora_r")
+        if ranks and not self.federation.facts.mixed_ranks:
+            raise ValueError(
+                f"a dataset has a lora_r of its own, but federation.method {self.federation.method}"
+                " needs one rank everywhere: take method: product"
+            )
+        largest, published = max(ranks.values(), default=0), self.federation.publish_rank
+        if published and published < max(self.lora_r, largest):
+            raise ValueError(
+                f"federation.publish_rank is {published}, but sites train up to rank "
+                f"{max(self.lora_r, largest)}"
+            )
         return self
 
     @property
@@ -167,6 +113,29 @@ class Recipe(_Section):
     def cohort_size(self) -> int:
         """Clients of a round."""
         return self.federation.cohort_size or len(self.site_names)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the global adapter."""
+        return self.federation.publish_rank or max(map(self.rank_of, self.site_names))
+
+    def rank_of(self, site: str) -> int:
+        """Return the rank that a site trains."""
+        ranks = {dataset.site: dataset.lora_r for dataset in self.datasets}
+        return ranks.get(site) or self.lora_r
+
+    @property
+    def attackers(self) -> int:
+        """Clients of a cohort that are assumed to be hostile."""
+        return int(self.federation.attackers * self.cohort_size)
+
+    @property
+    def keeps_gauge(self) -> bool:
+        """Whether a factor's values mean the same in the next round, so that they can be kept."""
+        federation, facts = self.federation, self.federation.facts
+        if facts.fixed_gauge or facts.personal:
+            return True
+        return federation.method in {"average", "alternate"} and not federation.server_momentum
 
     @property
     def batch_size(self) -> int:

@@ -1,10 +1,13 @@
 """Slow, obvious ways to compute what the library computes fast."""
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+
+from fedlora.adapter import AdapterState
 
 
 def loss_of_each_example(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -42,3 +45,37 @@ def weighted_mean(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> 
         float(sum(Fraction(w) * Fraction(v) for w, v in zip(weights, column, strict=True)) / total)
         for column in columns
     ]
+
+
+def dense_products(state: AdapterState) -> dict[str, Tensor]:
+    """Return each module's ``(out, in)`` weight change in float64."""
+    return {
+        module: state.spec.scaling * up.double() @ down.double()
+        for module, down, up in state.pairs()
+    }
+
+
+def nearest_of_rank(matrix: Tensor, rank: int) -> Tensor:
+    """Return the nearest matrix of at most ``rank``, from a full decomposition."""
+    u, singular, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] * singular[:rank] @ vh[:rank]
+
+
+def rows_of_int8(block: bytes, rank: int, width: int) -> list[list[float]]:
+    """Return the rows of an int8 block, read number by number as the .proto file says."""
+    scales = struct.unpack_from(f"<{rank}f", block)
+    codes = struct.unpack_from(f"<{rank * width}b", block, 4 * rank)
+    return [[codes[k * width + i] * scales[k] for i in range(width)] for k in range(rank)]
+
+
+def rows_of_nf4(block: bytes, rank: int, width: int, levels: Sequence[float]) -> list[list[float]]:
+    """Return the rows of an NF4 block, read number by number as the .proto file says."""
+    peaks, blocks = struct.unpack_from(f"<{rank}f", block), -(-width // 64)
+    steps, packed = block[4 * rank :], block[4 * rank + rank * blocks :]
+
+    def value(k: int, i: int) -> float:
+        place = k * width + i
+        code = packed[place // 2] >> 4 if place % 2 == 0 else packed[place // 2] & 15
+        return levels[code] * peaks[k] * steps[k * blocks + i // 64] / 255
+
+    return [[value(k, i) for i in range(width)] for k in range(rank)]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedlora import __version__
+from fedlora.cli import adapters
 from fedlora.cli.chat import chat
 from fedlora.cli.simulate import simulate
 from fedlora.errors import FedloraError
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(chat)
+app.add_typer(adapters.app, name="adapters")
 
 
 def _print_version(wanted: bool) -> None:

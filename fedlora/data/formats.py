@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from fedlora.data.files import RawRow, read_files
 from fedlora.data.standard_library import explained_functions
 from fedlora.errors import DataError
-from fedlora.recipe import STANDARD_LIBRARY, Dataset
+from fedlora.sections import STANDARD_LIBRARY, Dataset
 
 Role = Literal["system", "user", "assistant", "text"]
 RowType = Literal["messages", "prompt-completion", "alpaca", "text"]

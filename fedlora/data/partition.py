@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedlora.data.formats import Example, Rows, RowType, read_dataset
 from fedlora.errors import DataError
-from fedlora.recipe import Dataset, Recipe
+from fedlora.recipe import Recipe
+from fedlora.sections import Dataset
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,14 @@ def _train_and_measure(
     steps: int,
     on_step: Callable[[int, float], None],
 ) -> dict[str, list[float]]:
-    initial = AdapterState.initial(trainer.base.spec, seed=trainer.recipe.seed)
-    result = trainer.train(initial, first_step=0, steps=steps, total_steps=steps, on_step=on_step)
+    spec, recipe = trainer.base.spec, trainer.recipe
+    result = trainer.train(
+        AdapterState.initial(spec, seed=recipe.seed),
+        part=spec.part(rank=recipe.rank_of(trainer.name)),
+        first_step=0,
+        steps=steps,
+        total_steps=steps,
+        on_step=on_step,
+    )
     measured = {site.name: site.evaluate(result.state) for site in sites}
     return {name: [e.loss_sum, float(e.tokens)] for name, e in measured.items()}

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Self
 
 from fedlora.adapter import AdapterSpec
+from fedlora.errors import AdapterError
 from fedlora.peft_folder import read_peft_folder
-from fedlora.recipe import STANDARD_LIBRARY, Recipe
+from fedlora.recipe import Recipe
 from fedlora.runtime.run_folder import RunFolder
+from fedlora.sections import STANDARD_LIBRARY
 from fedlora.training.base_model import BaseModel, generate
 
 
@@ -31,6 +33,7 @@ class Conversation:
         """
         if (folder / "recipe.yaml").is_file():
             run = RunFolder.open(folder)
+            _require_one_adapter(run)
             state, recipe = read_peft_folder(run.release), run.recipe()
         else:
             state = read_peft_folder(folder)
@@ -46,6 +49,14 @@ class Conversation:
         with self.base.adapter_off():
             plain = generate(self.base, question, max_new_tokens=max_new_tokens)
         return plain, generate(self.base, question, max_new_tokens=max_new_tokens)
+
+
+def _require_one_adapter(run: RunFolder) -> None:
+    if run.recipe().federation.facts.personal and run.is_published:
+        names = ", ".join(sorted(path.name for path in run.release.iterdir()))
+        raise AdapterError(
+            f"{run.release}: each site has its own adapter. Name the folder of one: {names}."
+        )
 
 
 def _recipe_of(spec: AdapterSpec) -> Recipe:

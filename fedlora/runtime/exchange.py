@@ -75,7 +75,7 @@ class Exchange:
         ]
 
     def send(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """Send the messages and yield replies as they arrive, until all are there or too late."""
+        """Send the messages; return replies as they arrive, until all are there or too late."""
         names = {node: site for site, node in self._nodes.items()}
         identifiers = self._grid.push_messages(messages)
         self._waiting = {
@@ -83,6 +83,9 @@ class Exchange:
             for identifier, message in zip(identifiers, messages, strict=True)
             if identifier  # a grid gives none for a node that has gone
         }
+        return self._replies()
+
+    def _replies(self) -> Iterator[Message]:
         missing = list(self._waiting)  # in the order of sending, in which the cohort is folded
         deadline = time.monotonic() + self._recipe.federation.round_timeout
         while missing:

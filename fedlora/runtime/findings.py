@@ -141,7 +141,7 @@ def figures(records: Sequence[Record], comparison: Comparison) -> list[Figure]:
 
 def rounds(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return what the table of rounds shows of each record."""
-    numbers = ("bytes_down", "bytes_up", "seconds")
+    numbers = ("bytes_down", "bytes_up", "seconds", "tail")
     return [
         {key: fmt.number(record.get(key)) for key in numbers}
         | {
@@ -159,7 +159,7 @@ def totals(shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the sums over the rows that ``rounds`` made."""
     sums: dict[str, Any] = {
         key: sum(row[key] for row in shown if math.isfinite(row[key]))
-        for key in ("bytes_down", "bytes_up", "seconds", "folded", "cohort")
+        for key in ("bytes_down", "bytes_up", "seconds", "tail", "folded", "cohort")
     }
     return sums | {"refused": sum(len(row["refused"]) for row in shown)}
 

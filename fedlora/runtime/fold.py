@@ -1,19 +1,25 @@
 """One round at the aggregator: admit each update, spool it, fold the spool in cohort order.
 
 Sums in arrival order would not be reproducible, so an update is folded when every client before it
-in the cohort has answered or was given up. Two updates are in memory at most.
+in the cohort has answered or was given up; under a robust rule, which must see all of them first,
+when the last has. Two updates are in memory at most.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import torch
+
+from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate
-from fedlora.aggregation import Aggregator
+from fedlora.aggregation import RULES, Aggregator, Rule, Vote
 from fedlora.errors import FedloraError, WireError
 from fedlora.gate.inspection import inspect_metrics, inspect_update
 from fedlora.recipe import Recipe
+from fedlora.runtime.records import envelope_of_update
 from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, decode_update
 
@@ -25,6 +31,8 @@ class Fold:
     recipe: Recipe
     envelope: Envelope
     cohort: Sequence[str]
+    global_adapter: AdapterState
+    """What the clients received."""
     aggregator: Aggregator
     spool: Spool
     max_norm: float | None
@@ -34,9 +42,9 @@ class Fold:
     _spooled: set[str] = field(default_factory=set)
     _next: int = 0
 
-    def begin(self, global_adapter: AdapterState) -> None:
-        """Start the sum, with what was spooled before a stop."""
-        self.aggregator.begin(global_adapter)
+    def begin(self) -> None:
+        """Start the round, with what was spooled before a stop."""
+        self.aggregator.begin(self.global_adapter)
         kept = self.spool.sites() & set(self.cohort)
         self._spooled = {site for site in kept if self._is_good(site)}
         self._advance()
@@ -56,10 +64,10 @@ class Fold:
         """
         if site not in self.open:
             raise WireError(f"{site} has already answered round {self.envelope.round}.")
-        self._check(payload)
-        self.spool.put(site, payload, inspect_metrics(metrics))
+        answer = self._check(site, payload, inspect_metrics(metrics))
+        self.spool.put(site, payload, answer.metrics)
         self._spooled.add(site)
-        self._advance()
+        self._advance(answer)
 
     def refuse(self, site: str, reason: str) -> None:
         """Settle a client without an update; one whose update was accepted stays accepted."""
@@ -77,40 +85,100 @@ class Fold:
         A disk may have damaged it, or the recipe was put right between stop and restart.
         """
         try:
-            self._check(self.spool.get(site)[0])
+            self._spooled_answer(site)
         except (FedloraError, ValueError, OSError):
             return False
         return True
 
-    def _check(self, payload: bytes) -> AdapterUpdate:
-        limit = self.recipe.wire.max_bytes
-        update = decode_update(payload, self.envelope, max_bytes=limit)
-        inspect_update(update, spec=self.envelope.spec, max_examples=self.recipe.max_examples)
-        norm = update.norm()
+    def _spooled_answer(self, site: str) -> "_Answer":
+        return self._check(site, *self.spool.get(site))
+
+    def _check(self, site: str, payload: bytes, metrics: Mapping[str, int | float]) -> "_Answer":
+        wire = self.recipe.wire
+        update = decode_update(
+            payload,
+            envelope_of_update(self.envelope, self.recipe, site),
+            codec=wire.codec,
+            compress=wire.compress,
+            max_bytes=wire.max_bytes,
+        )
+        inspect_update(update, spec=update.spec, max_examples=self.recipe.max_examples)
+        norm = math.sqrt(max(0.0, self._inner(update, update)))
         if self.max_norm and norm > self.max_norm:
             raise WireError(
                 f"The update's norm {norm:.3g} is above {self.max_norm:.3g}, which is "
                 f"{self.recipe.federation.max_update_norm:g} times the last round's median "
                 "(federation.max_update_norm)."
             )
-        return update
+        return _Answer(site=site, update=update, norm=norm, bytes=len(payload), metrics=metrics)
 
-    def _advance(self) -> None:
-        while self._next < len(self.cohort) and self.cohort[self._next] not in self.open:
-            site = self.cohort[self._next]
-            self._next += 1
-            if site in self._spooled:
-                self._fold(site)
+    def _inner(self, one: AdapterUpdate, other: AdapterUpdate) -> float:
+        """Return the inner product of two updates in the space in which they are combined.
 
-    def _fold(self, site: str) -> None:
-        payload, metrics = self.spool.get(site)
-        update = self._check(payload)
-        weight = float(update.num_examples)
-        self.aggregator.add(update, weight)
-        self.folded[site] = {
-            **metrics,
-            "num_examples": update.num_examples,
-            "weight": weight,
-            "norm": update.norm(),
-            "bytes": len(payload),
+        A norm in any other space could be gamed: 100·B and A/100 leave the product, but not a mean
+        of factors, as it was.
+        """
+        if self.recipe.federation.facts.plain_sum:
+            return float(one.values.double() @ other.values.double())
+        return products.change_inner(self.global_adapter, one, other)
+
+    def _advance(self, fresh: "_Answer | None" = None) -> None:
+        """Fold what is complete, in the order of the cohort; ``fresh`` need not be read again."""
+        rule = RULES.get(self.recipe.federation.robust)
+        if rule is None:
+            while self._next < len(self.cohort) and self.cohort[self._next] not in self.open:
+                site = self.cohort[self._next]
+                self._next += 1
+                if site in self._spooled:
+                    known = fresh if fresh and fresh.site == site else self._spooled_answer(site)
+                    self._fold(known, Vote(weight=self._weight(known), share=1.0))
+        elif self._spooled and not self.open:
+            for site, vote in self._votes(rule).items():
+                self._fold(self._spooled_answer(site), vote)
+
+    def _votes(self, rule: Rule) -> dict[str, Vote]:
+        """Ask the robust rule what each update shall count, two updates in memory at a time."""
+        sites = [site for site in self.cohort if site in self._spooled]
+        gram = torch.zeros(len(sites), len(sites), dtype=torch.float64)
+        weights = []
+        for row, site in enumerate(sites):
+            one = self._spooled_answer(site)
+            weights.append(self._weight(one))
+            gram[row, row] = one.norm**2
+            for column in range(row):
+                other = self._spooled_answer(sites[column])
+                gram[row, column] = gram[column, row] = self._inner(one.update, other.update)
+        votes = rule(gram, weights, attackers=self.recipe.attackers)
+        return dict(zip(sites, votes, strict=True))
+
+    def _weight(self, answer: "_Answer") -> float:
+        federation = self.recipe.federation
+        if federation.weighting == "uniform":
+            return 1.0
+        examples = answer.update.num_examples
+        return float(min(examples, federation.max_weight or examples))
+
+    def _fold(self, answer: "_Answer", vote: Vote) -> None:
+        if not vote.share:
+            self.refused[answer.site] = vote.reason
+            return
+        self.aggregator.add(answer.update, vote.weight, share=vote.share)
+        self.folded[answer.site] = {
+            **answer.metrics,
+            "num_examples": answer.update.num_examples,
+            "weight": vote.weight,
+            "share": vote.share,
+            "norm": answer.norm,
+            "bytes": answer.bytes,
         }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Answer:
+    """A client's update that passed all checks, and what the round's record says of it."""
+
+    site: str
+    update: AdapterUpdate
+    norm: float
+    bytes: int
+    metrics: Mapping[str, int | float]

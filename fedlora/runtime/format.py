@@ -26,6 +26,8 @@ def perplexity(value: float) -> str:
 
 def percent(share: float) -> str:
     """Return a share, such as ``92 %``."""
+    if not math.isfinite(share):
+        return _NONE
     return f"{share:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.data.partition import SiteExamples, site_examples
-from fedlora.recipe import EMBEDDED, STANDARD_LIBRARY, Recipe
+from fedlora.recipe import EMBEDDED, Recipe
+from fedlora.sections import STANDARD_LIBRARY
 from fedlora.training.base_model import BaseFacts, describe
 
 

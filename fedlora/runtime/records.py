@@ -7,13 +7,15 @@ and, after training, one encoded update.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.errors import WireError
-from fedlora.recipe import NAME
+from fedlora.recipe import Recipe
+from fedlora.sections import NAME
+from fedlora.wire.codec import Envelope
 
 STYPE = "fedlora.wire.v1"
 """Serialisation type of the one array that a message carries."""
@@ -48,6 +50,12 @@ class Task:
         if not 0 <= number < 2**32:
             raise WireError(f"round: 0 or a 32-bit number above was expected, but it is {number}.")
         return cls(recipe=recipe, run=run, round=number)
+
+
+def envelope_of_update(envelope: Envelope, recipe: Recipe, site: str) -> Envelope:
+    """Return what a site's reply to training is about: the part that its round sends."""
+    factors = recipe.federation.facts.sent(envelope.round)
+    return replace(envelope, spec=envelope.spec.part(factors, rank=recipe.rank_of(site)))
 
 
 def instruction(task: ConfigRecord, arrays: ArrayRecord | None) -> RecordDict:

@@ -13,10 +13,13 @@ from fedlora.runtime.strategy import FederatedLora
 def serve(grid: Grid, folder: Path, *, observe: Observer) -> None:
     """Play the rounds that the run at ``folder`` still lacks, then publish its adapter.
 
+    Where factors are personal there is no adapter for all: each site has its own.
+
     Raises:
         FedloraError: the run cannot go on; it can be resumed with this same call.
     """
     run = RunFolder.open(folder)
     strategy = FederatedLora(run, grid, observe=observe)
     strategy.start(grid)
-    write_peft_folder(strategy.checkpoint.adapter, run.release)
+    if not run.recipe().federation.facts.personal:
+        write_peft_folder(strategy.checkpoint.adapter, run.release)

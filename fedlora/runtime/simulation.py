@@ -1,9 +1,12 @@
 """A whole run on one machine: rounds, baselines and report, begun or gone on with."""
 
+import os
 from pathlib import Path
 
+from fedlora import atomic
 from fedlora.errors import RunError
-from fedlora.runtime.client import app
+from fedlora.peft_folder import write_peft_folder
+from fedlora.runtime.client import app, with_personal
 from fedlora.runtime.comparison import train_baselines
 from fedlora.runtime.events import Observer
 from fedlora.runtime.in_process import InProcessGrid
@@ -12,6 +15,7 @@ from fedlora.runtime.ray_engine import run_on_ray
 from fedlora.runtime.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
+from fedlora.runtime.site_memory import FOLDER, SiteMemory
 
 
 def start(planned: Plan, *, runs: Path) -> RunFolder:
@@ -55,12 +59,25 @@ def simulate(run: RunFolder, *, observe: Observer) -> None:
         FedloraError: the run cannot go on; what is complete stays, and this call resumes it.
     """
     recipe = run.recipe()
+    os.environ[FOLDER] = str(run.path / "sites")
     if not run.is_published:
         if recipe.simulation.engine == "ray":
             run_on_ray(run, observe=observe)
         else:
             grid = InProcessGrid(app, clients=len(recipe.site_names))
             serve(grid, run.path, observe=observe)
+    if not run.is_published:
+        _publish_personal(run)
     if recipe.simulation.compare:
         train_baselines(run, observe=observe)
     write_report(run)
+
+
+def _publish_personal(run: RunFolder) -> None:
+    """Publish what each site has in the end: the global adapter with its personal factors."""
+    recipe, checkpoint = run.recipe(), run.load()
+    with atomic.new_folder(run.release) as folder:
+        for name in recipe.site_names:
+            memory = SiteMemory(name, run.name)
+            state = with_personal(checkpoint.adapter, recipe, memory, before=checkpoint.round + 1)
+            write_peft_folder(state, folder / name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Self
 
-from fedlora.adapter import AdapterState
+from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.data.batches import Batch, collate, rows_of_step
 from fedlora.data.formats import Example
 from fedlora.data.partition import site_examples
@@ -66,8 +66,10 @@ class Site:
     def train_round(self, received: AdapterState, *, number: int) -> LocalResult:
         """Train the received adapter for the steps of round ``number`` (from 1)."""
         steps = self.recipe.federation.local_steps
+        factors = self.recipe.federation.facts.trained(number)
         return self.train(
             received,
+            part=self.base.spec.part(factors, rank=self.recipe.rank_of(self.name)),
             first_step=(number - 1) * steps,
             steps=steps,
             total_steps=self.recipe.total_steps,
@@ -77,12 +79,13 @@ class Site:
         self,
         received: AdapterState,
         *,
+        part: AdapterSpec,
         first_step: int,
         steps: int,
         total_steps: int,
         on_step: Callable[[int, float], None] | None = None,
     ) -> LocalResult:
-        """Train the received adapter for ``steps`` of a training that has ``total_steps``.
+        """Train a part of the received adapter for ``steps`` of a training of ``total_steps``.
 
         The result depends on the arguments, the rows and the recipe alone.
         """
@@ -90,6 +93,7 @@ class Site:
             self.base,
             received,
             self.batches(first_step, steps),
+            part=part,
             recipe=self.recipe,
             first_step=first_step,
             total_steps=total_steps,

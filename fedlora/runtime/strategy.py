@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedlora.aggregation import PlainOptimizer, new_aggregator
+from fedlora.aggregation import new_aggregator, new_optimizer
 from fedlora.errors import FedloraError, RunError, StorageError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
@@ -28,6 +28,8 @@ from fedlora.runtime.fold import Fold
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, encode_state
+
+_Configure = Callable[[int, ArrayRecord, ConfigRecord, Grid], Iterable[Message]]
 
 
 class FederatedLora(Strategy):
@@ -47,10 +49,9 @@ class FederatedLora(Strategy):
         self.spec = run.spec()
         self.observe = observe
         self.checkpoint = run.load()
-        self.optimizer = PlainOptimizer()
-        self.optimizer.restore(self.checkpoint.optimizer)
         self.exchange = Exchange(grid, self.recipe)
         self._unmeasured: dict[str, str] = {}
+        self._tail = 0.0
 
     def summary(self) -> None:
         """Say nothing: the recipe in the run folder is the summary."""
@@ -75,26 +76,27 @@ class FederatedLora(Strategy):
     def _measure_start(self, grid: Grid) -> None:
         """Evaluate the adapter that all begin with: it changes nothing, so this is the base."""
         started = time.monotonic()
-        evaluation, bytes_down = self._evaluate(grid, 0, self._encoded(number=0))
+        evaluation, bytes_down = self._evaluate(grid, 0)
         nobody: dict[str, object] = {"cohort": [], "folded": {}, "refused": {}}
         sizes = {"bytes_down": bytes_down, "bytes_up": 0}
         self._commit(0, started, **nobody, evaluation=evaluation, **sizes)
 
     def _play(self, grid: Grid, number: int) -> None:
         """Play one round and commit it."""
-        started, arrays = time.monotonic(), self._encoded(number=number)
-        messages = list(self.configure_train(number, arrays, self._task(number), grid))
-        trained, _ = self.aggregate_train(number, self.exchange.send(messages))
+        started = time.monotonic()
+        replies, down = self._send(self.configure_train, grid, number)
+        self.aggregate_train(number, replies)
         fold = self._fold
-        evaluation, bytes_down = self._evaluate(grid, number, trained)
+        evaluation, bytes_down = self._evaluate(grid, number)
         self._commit(
             number,
             started,
             cohort=list(fold.cohort),
             folded=fold.folded,
             refused=fold.refused,
+            tail=self._tail,
             evaluation=evaluation,
-            bytes_down=bytes_down + len(messages) * _size(arrays),
+            bytes_down=down + bytes_down,
             bytes_up=sum(folded["bytes"] for folded in fold.folded.values()),
         )
 
@@ -110,19 +112,18 @@ class FederatedLora(Strategy):
             recipe=self.recipe,
             envelope=self._envelope(server_round),
             cohort=cohort,
-            aggregator=new_aggregator(self.recipe.federation.method),
+            global_adapter=self.checkpoint.adapter,
+            aggregator=new_aggregator(self.recipe.federation, attackers=self.recipe.attackers),
             spool=Spool(self.run.spool / f"round-{server_round:04}"),
             max_norm=norm and norm * self.recipe.federation.max_update_norm,
         )
-        self._fold.begin(self.checkpoint.adapter)
+        self._fold.begin()
         self.observe(RoundStarted(round=server_round, cohort=cohort))
         for site in set(cohort) - set(self._fold.open):
             self.observe(UpdateSettled(round=server_round, site=site))
         return self.exchange.instructions(self._fold.open, MessageType.TRAIN, config, arrays=arrays)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, None]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
         """Admit each reply as it arrives, and step to the next global adapter.
 
         Raises:
@@ -134,14 +135,17 @@ class FederatedLora(Strategy):
         for site in fold.open:
             self._refuse(site, "no answer within federation.round_timeout")
         self._require_quorum()
-        update = fold.aggregator.finish()
+        optimizer = new_optimizer(self.recipe.federation)
+        optimizer.restore(self.checkpoint.optimizer)
+        step = optimizer.step(self.checkpoint.adapter, fold.aggregator.finish())
+        self._tail = step.tail
         self.checkpoint = Checkpoint(
             round=server_round,
-            adapter=self.optimizer.step(self.checkpoint.adapter, update),
+            adapter=step.adapter,
             median_norm=fold.median_norm(),
-            optimizer=self.optimizer.state(),
+            optimizer=optimizer.state(),
         )
-        return self._encoded(number=server_round), None
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -170,10 +174,20 @@ class FederatedLora(Strategy):
                 self.observe(EvaluationFailed(round=server_round, site=site, reason=str(error)))
         return metrics
 
-    def _evaluate(self, grid: Grid, number: int, arrays: ArrayRecord) -> tuple[dict[str, Any], int]:
-        messages = list(self.configure_evaluate(number, arrays, self._task(number), grid))
-        metrics = self.aggregate_evaluate(number, self.exchange.send(messages))
-        return dict(metrics or {}), len(messages) * _size(arrays)
+    def _evaluate(self, grid: Grid, number: int) -> tuple[dict[str, Any], int]:
+        replies, bytes_down = self._send(self.configure_evaluate, grid, number)
+        return dict(self.aggregate_evaluate(number, replies) or {}), bytes_down
+
+    def _send(
+        self, configure: _Configure, grid: Grid, number: int
+    ) -> tuple[Iterator[Message], int]:
+        """Send a round's instructions; return the replies to come and the bytes that went out.
+
+        Nothing here holds on to the encoded adapter: while replies come in, memory is for them.
+        """
+        arrays = self._encoded(number=number)
+        messages = list(configure(number, arrays, self._task(number), grid))
+        return self.exchange.send(messages), len(messages) * _size(arrays)
 
     def _admit(self, site: str, reply: Message) -> None:
         try:
@@ -208,6 +222,7 @@ class FederatedLora(Strategy):
         record = {"round": number, "seconds": seconds, **facts, "unmeasured": self._unmeasured}
         self.checkpoint = replace(self.checkpoint, record=record)
         self.run.save(self.checkpoint)
+        self.checkpoint = self.run.load()  # what a resumed run would go on from, not in memory yet
         self.observe(RoundFinished(record=record))
 
     def _task(self, number: int) -> ConfigRecord:
@@ -215,7 +230,8 @@ class FederatedLora(Strategy):
         return task.to_record()
 
     def _encoded(self, *, number: int) -> ArrayRecord:
-        return records.pack(encode_state(self.checkpoint.adapter, self._envelope(number)))
+        envelope, compress = self._envelope(number), self.recipe.wire.compress
+        return records.pack(encode_state(self.checkpoint.adapter, envelope, compress=compress))
 
     def _envelope(self, number: int) -> Envelope:
         return Envelope(spec=self.spec, run=self.run.name, round=number)

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from fedlora.adapter import AdapterState
+from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
@@ -36,6 +36,7 @@ def train_local(
     received: AdapterState,
     batches: Iterable[Batch],
     *,
+    part: AdapterSpec,
     recipe: Recipe,
     first_step: int,
     total_steps: int,
@@ -51,11 +52,13 @@ def train_local(
     Guarantees:
         - Equal arguments give a bit-equal result on one CPU machine, dropout included.
         - The global random state is left as it was.
+        - What is not in ``part`` stays as it was received, and works in the model all the same.
 
     Args:
         base: the warm base model.
         received: the adapter to begin with.
         batches: micro-batches; ``recipe.gradient_accumulation_steps`` of them make a step.
+        part: the factors and leading components that are trained.
         recipe: learning rate, schedule, weight decay, clipping.
         first_step: steps of the whole training that come before this call.
         total_steps: steps of the whole training.
@@ -68,15 +71,19 @@ def train_local(
         RunError: a loss or a gradient is not finite.
     """
     base.load_adapter(received)
-    base.model.train()
-    optimizer = torch.optim.AdamW(base.parameters, weight_decay=recipe.weight_decay, fused=True)
     losses: list[float] = []
     examples = tokens = 0
-    with _seeded(seed, base.device):
+    with base.training(part) as trained, _seeded(seed, base.device):
+        # torch's fused step takes a view for contiguous memory and would change other values
+        fused = all(tensor.is_contiguous() for tensor in trained.tensors)
+        optimizer = torch.optim.AdamW(
+            trained.tensors, weight_decay=recipe.weight_decay, fused=fused
+        )
         for step, micro_batches in enumerate(_steps(batches, recipe), start=first_step):
             count = sum(len(batch.labels) for batch in micro_batches)
             loss = _backward(base, micro_batches, objective=objective, recipe=recipe) / count
-            norm = clip_grad_norm_(base.parameters, recipe.max_grad_norm)
+            trained.take_gradients()
+            norm = clip_grad_norm_(trained.tensors, recipe.max_grad_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _diverged(step, loss, recipe)
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(

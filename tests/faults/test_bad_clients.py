@@ -20,6 +20,13 @@ from fedlora.runtime.site import Site
 from fedlora.wire.codec import Envelope, decode_update, encode_trained, encode_update
 
 BAD = "south"
+AS_IT_IS = {"codec": "fp32", "compress": False}
+SHORT = (
+    "federation.quorum=1",
+    "federation.rounds=2",
+    "federation.evaluate_every=0",
+    "wire.codec=fp32",
+)
 
 
 class HostileGrid(InProcessGrid):
@@ -47,18 +54,22 @@ def payload_of(reply: Message) -> bytes:
     return reply.content.array_records["adapter"]["adapter"].data
 
 
+def decoded(reply: Message, envelope: Envelope) -> AdapterUpdate:
+    return decode_update(payload_of(reply), envelope, **AS_IT_IS, max_bytes=2**31)
+
+
 def altered_update(run: RunFolder, change: Callable[[AdapterUpdate], AdapterUpdate], /, **envelope):
     """Return an alteration that decodes the update, changes it, and encodes it again."""
 
     def alter(reply: Message) -> Message:
         number = int(reply.metadata.group_id)
         honest = Envelope(spec=run.spec(), run=run.name, round=number)
-        update = change(decode_update(payload_of(reply), honest, max_bytes=2**31))
+        update = change(decoded(reply, honest))
         forged = Envelope(**{"spec": run.spec(), "run": run.name, "round": number} | envelope)
         inspected = InspectedUpdate(
             spec=update.spec, values=update.values, num_examples=update.num_examples
         )
-        return with_payload(reply, encode_update(inspected, forged))
+        return with_payload(reply, encode_update(inspected, forged, **AS_IT_IS))
 
     return alter
 
@@ -78,7 +89,7 @@ def as_trained(run: RunFolder) -> Callable[[Message], Message]:
 
     def alter(reply: Message) -> Message:
         envelope = Envelope(spec=run.spec(), run=run.name, round=int(reply.metadata.group_id))
-        update = decode_update(payload_of(reply), envelope, max_bytes=2**31)
+        update = decoded(reply, envelope)
         return with_payload(reply, encode_trained(update, envelope))
 
     return alter
@@ -120,9 +131,7 @@ ATTACKS = {
 def test_a_bad_update_is_refused_by_name_and_the_rest_is_folded(small_recipe, tmp_path, attack):
     """The record names who was refused and why; the adapter stays finite and the run completes."""
     make, reason = ATTACKS[attack]
-    recipe = small_recipe(
-        "federation.quorum=1", "federation.rounds=2", "federation.evaluate_every=0"
-    )
+    recipe = small_recipe(*SHORT)
     run = start(plan(recipe), runs=tmp_path)
     serve(HostileGrid(app, clients=2, alter=make(run)), run.path, observe=lambda _: None)
     for record in run.records()[1:]:
@@ -133,9 +142,7 @@ def test_a_bad_update_is_refused_by_name_and_the_rest_is_folded(small_recipe, tm
 
 def test_an_outsized_update_is_refused_from_the_second_round_on(small_recipe, tmp_path):
     """Above max_update_norm times the last round's median norm, an update does not count."""
-    recipe = small_recipe(
-        "federation.quorum=1", "federation.rounds=2", "federation.evaluate_every=0"
-    )
+    recipe = small_recipe(*SHORT)
     run = start(plan(recipe), runs=tmp_path)
     rounds = []
 
@@ -161,9 +168,7 @@ def test_a_client_that_fails_is_refused_with_its_own_reason(small_recipe, tmp_pa
         return train_round(self, received, number=number)
 
     monkeypatch.setattr(Site, "train_round", failing)
-    recipe = small_recipe(
-        "federation.quorum=1", "federation.rounds=1", "federation.evaluate_every=0"
-    )
+    recipe = small_recipe(*SHORT, "federation.rounds=1")
     run = start(plan(recipe), runs=tmp_path)
     serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
     assert "the disk with the data is not mounted" in run.records()[1]["refused"][BAD]
@@ -171,7 +176,7 @@ def test_a_client_that_fails_is_refused_with_its_own_reason(small_recipe, tmp_pa
 
 def test_a_round_below_its_quorum_stops_the_run_and_can_be_resumed(small_recipe, tmp_path):
     """The accepted update is kept, the error says who was refused, and resuming completes."""
-    recipe = small_recipe("federation.rounds=1", "federation.evaluate_every=0")
+    recipe = small_recipe(*SHORT, "federation.quorum=2", "federation.rounds=1")
     run = start(plan(recipe), runs=tmp_path)
     hostile = HostileGrid(app, clients=2, alter=altered_update(run, scaled(math.nan)))
     with pytest.raises(RunError, match=r"south: .*not finite"):
@@ -191,12 +196,7 @@ def test_a_silent_client_is_given_up_after_the_timeout(small_recipe, tmp_path):
             training = all(self._waiting[i].metadata.message_type == "train" for i in silent)
             return super().pull_messages(asked if training else message_ids)
 
-    recipe = small_recipe(
-        "federation.quorum=1",
-        "federation.rounds=1",
-        "federation.evaluate_every=0",
-        "federation.round_timeout=5",
-    )
+    recipe = small_recipe(*SHORT, "federation.rounds=1", "federation.round_timeout=5")
     run = start(plan(recipe), runs=tmp_path)
     serve(SilentGrid(app, clients=2), run.path, observe=lambda _: None)
     record = run.records()[1]

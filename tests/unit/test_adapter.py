@@ -36,8 +36,6 @@ def test_adapters_of_other_specifications_do_not_mix(other):
     assert ours.spec.digest != other.digest
     with pytest.raises(AdapterError, match="different specifications"):
         ours.minus(theirs)
-    with pytest.raises(AdapterError, match="different specifications"):
-        ours.plus(make_update(other))
 
 
 def test_factors_are_the_flat_vector_in_order():
@@ -152,3 +150,52 @@ def test_other_factors_cannot_be_arranged(other):
 
 def vars_of(spec: AdapterSpec) -> dict:
     return {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+
+
+@given(data=st.data(), spec=specs(), rank=st.integers(1, 6))
+def test_padding_keeps_the_products(data, spec, rank):
+    """A wider part has the same products, and its leading part is the adapter again."""
+    state = data.draw(states(spec, floats=st.floats(-9, 9, width=32)))
+    wide = spec.part(rank=max(rank, spec.rank))
+    padded = state.part(wide)
+    assert wide.scaling == pytest.approx(spec.scaling)
+    for (_, a, b), (_, wide_a, wide_b) in zip(state.pairs(), padded.pairs(), strict=True):
+        torch.testing.assert_close(b @ a, wide_b @ wide_a)
+    assert torch.equal(state.values, padded.part(spec).values)
+
+
+@pytest.mark.parametrize(("factors", "rank"), [("B", 2), ("A", 1), ("AB", 1), ("AB", 5)])
+def test_an_update_is_added_to_the_part_that_it_is_of(factors, rank):
+    """The part moves by the increment, the rest stays, and a wider update widens."""
+    state = make_state(seed=1)
+    part = state.spec.part(factors, rank=rank)
+    update = make_update(part, seed=2)
+    moved = state.plus(update)
+    assert moved.spec.rank == max(rank, 2)
+    torch.testing.assert_close(moved.part(part).minus(state.part(part)), update.values)
+    rest = AdapterUpdate(spec=part, values=-update.values, num_examples=1)
+    torch.testing.assert_close(moved.plus(rest).part(state.spec).values, state.values)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_spec(alpha=5.0),
+        make_spec(base_digest="cd" * 32),
+        make_spec(modules={"model.layers.1.mlp.up_proj": (3, 4)}),
+        make_spec(modules=MODULES | {"model.layers.0.mlp.up_proj": (3, 6)}),
+    ],
+    ids=["scaling", "base", "another module", "another shape"],
+)
+def test_an_update_of_another_adapter_is_not_added(other):
+    """Another scaling, base, module or shape is refused."""
+    with pytest.raises(AdapterError, match="different bases or scalings|no counterpart"):
+        make_state().plus(make_update(other))
+
+
+def test_a_factor_without_its_partner_has_no_product():
+    """Only pairs are products."""
+    state = make_state()
+    assert [module for module, _, _ in state.pairs()] == list(MODULES)
+    with pytest.raises(AdapterError, match="only one of its two factors"):
+        list(state.part(state.spec.part("B")).pairs())

@@ -164,10 +164,105 @@ def test_narrow_values_are_widened(folder, dtype):
     assert torch.equal(state.arranged_as(make_spec()).values, make_state().values.to(dtype).float())
 
 
-def test_one_name_of_target_modules_may_stand_alone(folder):
-    """PEFT accepts a string as well as a list."""
-    configure(folder, target_modules="q_proj")
-    assert read_peft_folder(folder).spec.target_modules == ("q_proj",)
+def test_target_modules_stay_as_they_are(folder):
+    """A list of names means the same for every model of the kind."""
+    configure(folder, target_modules=["v_proj", "q_proj"])
+    assert read_peft_folder(folder).spec.target_modules == ("v_proj", "q_proj")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"target_modules": ".*_proj"},
+        {"exclude_modules": ["v_proj"]},
+        {"exclude_modules": "v_.*"},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 0},
+        {"layers_to_transform": [0], "layers_pattern": "layers"},
+    ],
+)
+def test_modules_that_are_chosen_by_pattern_get_their_names(folder, keys):
+    """PEFT takes a text for a pattern; what it chose is in the file."""
+    configure(folder, **keys)
+    spec = read_peft_folder(folder).spec
+    assert set(spec.target_modules) == {tensor.module for tensor in spec.tensors}
+
+
+def changes(state: AdapterState) -> dict[str, torch.Tensor]:
+    return {m: state.spec.scaling * up.double() @ down.double() for m, down, up in state.pairs()}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_rank_stabilised_scaling_is_read(tmp_path, rank):
+    """It divides by the root of the rank; the factors stay, and alpha says it in plain LoRA."""
+    spec = make_spec(rank=rank, alpha=3)
+    write_peft_folder(make_state(spec), tmp_path / "adapter")
+    configure(tmp_path / "adapter", use_rslora=True)
+    state = read_peft_folder(tmp_path / "adapter")
+    assert state.spec.scaling == pytest.approx(3 / rank**0.5, rel=1e-15)
+    arranged = {tensor.name: values for tensor, values in state.factors()}
+    for tensor, values in make_state(spec).factors():
+        assert torch.equal(arranged[tensor.name], values)
+
+
+@pytest.mark.parametrize(
+    ("key", "alpha"),
+    [
+        ("q_proj", 6),
+        ("self_attn.q_proj", 6),
+        ("model.layers.0.self_attn.q_proj", 6),
+        ("^model.layers.0.self_attn.q_proj", 6),
+        ("^self_attn.q_proj", 4),
+        ("proj", 4),
+        ("model", 4),
+    ],
+)
+def test_alpha_of_single_modules_is_read(folder, key, alpha):
+    """A key is a module's path or its end; then B carries what the scaling differs by."""
+    configure(folder, alpha_pattern={key: 6, "q_proj": 4})
+    state = read_peft_folder(folder)
+    for module, change in changes(state).items():
+        factor = alpha / 4 if module.endswith("q_proj") else 1
+        torch.testing.assert_close(change, factor * changes(make_state())[module])
+    assert (state.spec.rank, state.spec.alpha) == (2, 4)
+
+
+def test_ranks_of_single_modules_are_read(folder):
+    """All are padded to the largest with zeros; each is scaled by its own rank, as in PEFT."""
+    wide = {A: torch.randn(5, 3), B: torch.randn(5, 5)}
+    alter(folder, lambda t: t.update(wide))
+    configure(folder, rank_pattern={"q_proj": 5})
+    state, change = read_peft_folder(folder), changes(read_peft_folder(folder))
+    q_proj, up_proj = (
+        A.split(".", 2)[2].removesuffix(".lora_A.weight"),
+        "model.layers.0.mlp.up_proj",
+    )
+    torch.testing.assert_close(change[q_proj], 4 / 5 * wide[B].double() @ wide[A].double())
+    torch.testing.assert_close(change[up_proj], changes(make_state())[up_proj])
+    assert (state.spec.rank, state.spec.scaling) == (5, 2)
+    down, up = next((down, up) for module, down, up in state.pairs() if module == up_proj)
+    assert not down[2:].any()
+    assert not up[:, 2:].any()
+
+
+def test_padding_has_a_limit(tmp_path):
+    """A small file cannot fill the memory."""
+    modules = {"high": (1, 1), **{f"wide{i}": (40, 40) for i in range(40)}}
+    write_peft_folder(make_state(make_spec(rank=1, modules=modules)), tmp_path / "adapter")
+    high = {
+        f"base_model.model.high.lora_{f}.weight": torch.zeros(shape)
+        for f, shape in (("A", (1000, 1)), ("B", (1, 1000)))
+    }
+    alter(tmp_path / "adapter", lambda t: t.update(high))
+    configure(tmp_path / "adapter", rank_pattern={"high": 1000})
+    refuses(tmp_path / "adapter", "ranks up to 1000 differ too much")
+
+
+def test_the_base_may_be_named_by_the_reader(folder):
+    """Then neither the folder's name for it nor its revision counts, nor need there be one."""
+    configure(folder, base_model_name_or_path=None, revision="v1")
+    spec = read_peft_folder(folder, base_model="org/base").spec
+    assert (spec.base_model, spec.base_model_revision) == ("org/base", None)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +270,18 @@ def test_one_name_of_target_modules_may_stand_alone(folder):
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only plain LoRA is read"),
         ({"use_dora": True}, "use_dora is True; only plain LoRA is read"),
-        ({"use_rslora": True}, "use_rslora is True"),
+        ({"use_rslora": "yes"}, "use_rslora is 'yes'"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"lora_bias": True}, "lora_bias is True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is {'q_proj': 4}"),
-        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern is"),
+        ({"rank_pattern": {"q_proj": 4}}, "q_proj.lora_A.weight has shape (2, 3), but the rank is"),
+        ({"rank_pattern": {"q_proj": 2.0}}, "rank_pattern has 2.0 for 'q_proj'"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern has 0 for 'q_proj'"),
+        ({"rank_pattern": {"(a+)+": 2}}, "rank_pattern has 2 for '(a+)+'; positive numbers"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj']; names of modules"),
+        ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern has -1 for 'q_proj'"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern has nan for 'q_proj'"),
+        ({"alpha_pattern": {"q_proj": 1e300}, "lora_alpha": 1e-300}, "values that are not finite"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices is [1]"),
@@ -199,6 +300,7 @@ def test_one_name_of_target_modules_may_stand_alone(folder):
         ({"target_modules": None}, "target_modules must be a list of names"),
         ({"target_modules": []}, "target_modules must be a list of names"),
         ({"target_modules": [1]}, "target_modules must be a list of names"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules must be a list of names"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path must be the base model's"),
         ({"base_model_name_or_path": ""}, "base_model_name_or_path must be the base model's"),
         ({"revision": 3}, "revision"),

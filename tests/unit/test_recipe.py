@@ -202,6 +202,77 @@ def test_a_wrong_override_is_named(override, says):
     assert "line" not in message
 
 
+@pytest.mark.parametrize(
+    ("text", "keeps"),
+    [
+        ("{method: product}", False),
+        ("{method: product, server_momentum: 0}", False),
+        ("{method: average}", False),
+        ("{method: average, server_momentum: 0}", True),
+        ("{method: alternate, server_momentum: 0}", True),
+        ("{method: refresh, server_momentum: 0}", False),
+        ("{method: freeze-a}", True),
+        ("{method: share-a}", True),
+    ],
+)
+def test_what_a_value_means_lasts_where_the_factors_do_not_turn(text, keeps):
+    """Where B·A is cut or stepped as a product, its factors come back in another gauge."""
+    assert read(f"{LEAST}federation: {text}\n").keeps_gauge is keeps
+
+
+def test_sites_may_train_ranks_of_their_own():
+    """The global adapter has the largest rank, or the one to be published."""
+    data = "datasets: [{path: a, site: a, lora_r: 4}, {path: b, site: b, lora_r: 16}]\n"
+    recipe = read(data)
+    assert (recipe.rank_of("a"), recipe.rank_of("b"), recipe.rank) == (4, 16, 16)
+    assert read(data + "federation: {publish_rank: 32}\n").rank == 32
+    assert read(TWO_SITES).rank == read(TWO_SITES).lora_r == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("sgd", 1.0), ("adam", 0.01), ("{sgd, server_learning_rate: 0.3}", 0.3)]
+)
+def test_a_server_optimiser_has_its_own_learning_rate(text, rate):
+    """What suits a mean does not suit Adam, whose steps do not shrink with the gradient."""
+    keys = text.strip("{}")
+    recipe = read(f"{LEAST}federation: {{method: freeze-a, server_optimizer: {keys}}}\n")
+    assert recipe.federation.server_learning_rate == rate
+
+
+CONFLICTS = {
+    "adam where the gauge turns": ("{server_optimizer: adam}", "take sgd, or method: freeze-a"),
+    "a median of factors": ("{robust: median}", "only where a sum of factors is exact"),
+    "a mean cut": ("{method: average, publish_rank: 16}", "method average keeps one rank"),
+    "below the trained rank": ("{publish_rank: 4}", "is 4, but sites train up to rank 8"),
+    "too few for Krum": ("{robust: multi-krum, attackers: 0.3}", "needs a cohort of 5"),
+}
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_what_does_not_go_together_is_refused_with_the_reason(case):
+    """A recipe is refused when it is read, not when its first round fails."""
+    text, says = CONFLICTS[case]
+    assert says in refusal(f"{LEAST}federation: {text}\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("[{path: a, lora_r: 4}]", "name the site too"),
+        ("[{path: a, site: a, lora_r: 4}, {path: b, site: a}]", "have different lora_r"),
+    ],
+)
+def test_a_rank_belongs_to_one_site(data, says):
+    """All of a site's data trains one adapter."""
+    assert says in refusal(f"datasets: {data}\n")
+
+
+def test_mixed_ranks_need_a_method_that_takes_them():
+    """A mean of factors of different shapes does not exist."""
+    data = "datasets: [{path: a, site: a, lora_r: 4}]\n"
+    assert "take method: product" in refusal(data + "federation: {method: average}\n")
+
+
 # Errors
 
 
@@ -211,7 +282,7 @@ def test_a_wrong_override_is_named(override, says):
         ("sequence_length: 5\n", "sequence_length is not a recipe key; did you mean sequence_len?"),
         ("str: 5\n", "str is not a recipe key; known keys: adapter, base_model,"),
         ("a[0]: 5\n", "a[0] is not a recipe key"),
-        ("federation: {tuple: 5}\n", "federation.tuple is not a recipe key; known keys: cohort"),
+        ("federation: {tuple: 5}\n", "federation.tuple is not a recipe key; known keys: attackers"),
         ("lora_r: eight\n", "lora_r: input should be a valid integer, but it is 'eight'"),
         ("lora_r: 8.0\n", "lora_r: input should be a valid integer, but it is 8.0"),
         ("lora_r: true\n", "lora_r: input should be a valid integer, but it is True"),

@@ -62,7 +62,7 @@ def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> Ada
         BaseModelError: a name in ``lora_target_modules`` fits no linear module.
     """
     selected = select(linear_modules(skeleton), recipe.lora_target_modules)
-    return AdapterSpec(
+    trained = AdapterSpec(
         base_model=recipe.base_model,
         base_model_revision=recipe.base_model_revision,
         base_digest=digest(folder),
@@ -71,6 +71,7 @@ def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> Ada
         target_modules=shortest_names(skeleton, selected),
         tensors=factor_shapes(selected, rank=recipe.lora_r),
     )
+    return trained.part(rank=recipe.rank)
 
 
 def _workload(recipe: Recipe, spec: AdapterSpec, skeleton: PreTrainedModel) -> Workload:

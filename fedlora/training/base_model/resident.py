@@ -24,6 +24,7 @@ from fedlora.training.base_model.network import (
     load_tokenizer,
     quietly,
 )
+from fedlora.training.base_model.trained_part import TrainedPart
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +111,18 @@ class BaseModel:
         """Return a copy of the adapter's values."""
         flat = torch.cat([parameter.flatten() for parameter in self.parameters])
         return AdapterState(spec=self.spec, values=flat.cpu())
+
+    @contextmanager
+    def training(self, part: AdapterSpec) -> Iterator[TrainedPart]:
+        """Train one part of the adapter inside the block."""
+        self.model.train()
+        parameters = self.parameters
+        try:
+            yield TrainedPart(parameters, whole=self.spec, part=part)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)  # noqa: FBT003 - torch's own signature
+                parameter.grad = None
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:

@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64lora/wire/v1/update.proto\x12\x0f\x66\x65\x64lora.wire.v1\"\x8d\x01\n\x0cTensorHeader\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\'\n\x06\x66\x61\x63tor\x18\x02 \x01(\x0e\x32\x17.fedlora.wire.v1.Factor\x12\r\n\x05shape\x18\x03 \x03(\r\x12%\n\x05\x64type\x18\x04 \x01(\x0e\x32\x16.fedlora.wire.v1.Dtype\x12\x0e\n\x06offset\x18\x05 \x01(\x04\"\xe7\x01\n\rAdapterHeader\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.fedlora.wire.v1.Kind\x12%\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x16.fedlora.wire.v1.Codec\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x13\n\x0bspec_digest\x18\x05 \x01(\x0c\x12\x13\n\x0b\x62\x61se_digest\x18\x06 \x01(\x0c\x12\x14\n\x0cnum_examples\x18\x07 \x01(\x04\x12.\n\x07tensors\x18\x08 \x03(\x0b\x32\x1d.fedlora.wire.v1.TensorHeader*O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_STATE\x10\x01\x12\x10\n\x0cKIND_TRAINED\x10\x02\x12\x0f\n\x0bKIND_UPDATE\x10\x03*.\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_FP32\x10\x01*<\n\x06\x46\x61\x63tor\x12\x16\n\x12\x46\x41\x43TOR_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46\x41\x43TOR_A\x10\x01\x12\x0c\n\x08\x46\x41\x43TOR_B\x10\x02*1\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64lora/wire/v1/update.proto\x12\x0f\x66\x65\x64lora.wire.v1\"\x8d\x01\n\x0cTensorHeader\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\'\n\x06\x66\x61\x63tor\x18\x02 \x01(\x0e\x32\x17.fedlora.wire.v1.Factor\x12\r\n\x05shape\x18\x03 \x03(\r\x12%\n\x05\x64type\x18\x04 \x01(\x0e\x32\x16.fedlora.wire.v1.Dtype\x12\x0e\n\x06offset\x18\x05 \x01(\x04\"\x9a\x02\n\rAdapterHeader\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.fedlora.wire.v1.Kind\x12%\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x16.fedlora.wire.v1.Codec\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x13\n\x0bspec_digest\x18\x05 \x01(\x0c\x12\x13\n\x0b\x62\x61se_digest\x18\x06 \x01(\x0c\x12\x14\n\x0cnum_examples\x18\x07 \x01(\x04\x12.\n\x07tensors\x18\x08 \x03(\x0b\x32\x1d.fedlora.wire.v1.TensorHeader\x12\x31\n\x0b\x63ompression\x18\t \x01(\x0e\x32\x1c.fedlora.wire.v1.Compression*O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_STATE\x10\x01\x12\x10\n\x0cKIND_TRAINED\x10\x02\x12\x0f\n\x0bKIND_UPDATE\x10\x03*]\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_FP32\x10\x01\x12\x0e\n\nCODEC_BF16\x10\x02\x12\x0e\n\nCODEC_INT8\x10\x03\x12\r\n\tCODEC_NF4\x10\x04*V\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x02*<\n\x06\x46\x61\x63tor\x12\x16\n\x12\x46\x41\x43TOR_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46\x41\x43TOR_A\x10\x01\x12\x0c\n\x08\x46\x41\x43TOR_B\x10\x02*d\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x0e\n\nDTYPE_INT8\x10\x03\x12\r\n\tDTYPE_NF4\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedlora.wire.v1.update_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=427
-  _globals['_KIND']._serialized_end=506
-  _globals['_CODEC']._serialized_start=508
-  _globals['_CODEC']._serialized_end=554
-  _globals['_FACTOR']._serialized_start=556
-  _globals['_FACTOR']._serialized_end=616
-  _globals['_DTYPE']._serialized_start=618
-  _globals['_DTYPE']._serialized_end=667
+  _globals['_KIND']._serialized_start=478
+  _globals['_KIND']._serialized_end=557
+  _globals['_CODEC']._serialized_start=559
+  _globals['_CODEC']._serialized_end=652
+  _globals['_COMPRESSION']._serialized_start=654
+  _globals['_COMPRESSION']._serialized_end=740
+  _globals['_FACTOR']._serialized_start=742
+  _globals['_FACTOR']._serialized_end=802
+  _globals['_DTYPE']._serialized_start=804
+  _globals['_DTYPE']._serialized_end=904
   _globals['_TENSORHEADER']._serialized_start=50
   _globals['_TENSORHEADER']._serialized_end=191
   _globals['_ADAPTERHEADER']._serialized_start=194
-  _globals['_ADAPTERHEADER']._serialized_end=425
+  _globals['_ADAPTERHEADER']._serialized_end=476
 # @@protoc_insertion_point(module_scope)

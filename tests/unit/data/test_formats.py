@@ -7,7 +7,7 @@ import pytest
 
 from fedlora.data.formats import Example, Rows, Turn, read_dataset
 from fedlora.errors import DataError
-from fedlora.recipe import STANDARD_LIBRARY, Dataset
+from fedlora.sections import STANDARD_LIBRARY, Dataset
 
 PRIVATE = "Ms Miller has diabetes"
 CHAT = {

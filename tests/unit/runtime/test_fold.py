@@ -18,6 +18,7 @@ from tests.strategies import make_spec, make_state, make_update
 COHORT = ("a", "b", "c", "d")
 HERE = Envelope(spec=make_spec(), run="demo-1", round=2)
 START = make_state()
+PLAIN = ("lora_r=2", "lora_alpha=4", "federation.method=average", "wire.codec=fp32")
 # Sums of values so far apart depend on their order, bit by bit.
 SCALES = {"a": 1e4, "b": 1.0, "c": 1e-3, "d": -1e4}
 
@@ -25,7 +26,7 @@ SCALES = {"a": 1e4, "b": 1.0, "c": 1e-3, "d": -1e4}
 def payload(site: str = "a", *, num_examples: int = 3, scale: float = 1.0) -> bytes:
     update = make_update(seed=ord(site), num_examples=num_examples)
     update.values.mul_(scale)
-    return encode_update(update, HERE)
+    return encode_update(update, HERE, codec="fp32", compress=False)
 
 
 PAYLOADS = {site: payload(site, scale=SCALES[site]) for site in COHORT}
@@ -34,14 +35,15 @@ PAYLOADS = {site: payload(site, scale=SCALES[site]) for site in COHORT}
 def begun(folder, *overrides: str, max_norm: float | None = None) -> Fold:
     """Return a fold that has begun, over whatever is spooled in ``folder``."""
     fold = Fold(
-        recipe=Recipe.from_yaml("datasets: [{path: x}]", overrides=overrides),
+        recipe=Recipe.from_yaml("datasets: [{path: x}]", overrides=[*PLAIN, *overrides]),
         envelope=HERE,
         cohort=COHORT,
+        global_adapter=START,
         aggregator=Average(),
         spool=Spool(folder),
         max_norm=max_norm,
     )
-    fold.begin(START)
+    fold.begin()
     return fold
 
 
@@ -123,6 +125,7 @@ def test_the_record_says_what_each_client_contributed(tmp_path):
         "train_loss": 1.0,
         "num_examples": 3,
         "weight": 3.0,
+        "share": 1.0,
         "norm": pytest.approx(make_update(seed=ord("a")).norm() * 1e4),
         "bytes": len(PAYLOADS["a"]),
     }

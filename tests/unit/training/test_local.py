@@ -13,7 +13,7 @@ from fedlora.training.objectives import sft_loss
 
 
 def train(base, received, batches, recipe, **keys):
-    keys = {"first_step": 0, "total_steps": 8, "seed": "0/site-1/0"} | keys
+    keys = {"part": base.spec, "first_step": 0, "total_steps": 8, "seed": "0/site-1/0"} | keys
     return train_local(base, received, batches, recipe=recipe, **keys)
 
 
@@ -132,3 +132,30 @@ def test_training_on_cuda_lowers_the_loss(batch, recipe_of, kind):
     result = train(base, AdapterState.initial(base.spec, seed=0), [batch] * 6, recipe)
     assert result.losses[-1] < 0.9 * result.losses[0]
     assert result.state.values.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("factors", "rank"), [("A", 8), ("B", 8), ("AB", 3), ("B", 3)])
+def test_only_the_part_is_trained(base, adapter, batch, recipe_of, factors, rank):
+    """Other factors and further components stay bit for bit, even under weight decay."""
+    part, recipe = base.spec.part(factors, rank=rank), recipe_of(weight_decay=0.1)
+    result = train(base, adapter, [batch] * 2, recipe, part=part)
+    before, after = dict(adapter.factors()), dict(result.state.factors())
+    for tensor, values in after.items():
+        moved = values != before[tensor]
+        leading = moved[:rank] if tensor.factor == "A" else moved[:, :rank]
+        assert int(moved.sum()) == int(leading.sum())
+        assert bool(leading.all()) == (tensor.factor in factors)
+
+
+def test_what_is_not_trained_still_works_in_the_model(base, adapter, batch, recipe_of):
+    """The frozen components are part of the forward pass: without them the loss is another."""
+    part = base.spec.part(rank=3)
+    cut = adapter.part(part).part(base.spec)
+    whole = train(base, adapter, [batch], recipe_of(), part=part)
+    assert whole.losses != train(base, cut, [batch], recipe_of(), part=part).losses
+
+
+def test_after_training_a_part_all_can_be_trained_again(base, adapter, batch, recipe_of):
+    """Nothing of a part stays behind in the model, not even a gradient."""
+    train(base, adapter, [batch], recipe_of(), part=base.spec.part("B"))
+    assert all(p.requires_grad and p.grad is None for p in base.parameters)

@@ -1,0 +1,18 @@
+"""Arithmetic of what adapters mean: sums over their modules of ``scaling * B @ A``.
+
+All of it is computed from the factors, in float64; no matrix of a weight's size is ever formed.
+"""
+
+from fedlora.products.algebra import balanced, change_inner, distance, inner, norm
+from fedlora.products.combination import ROW_NORM, Combined, combine
+
+__all__ = [
+    "ROW_NORM",
+    "Combined",
+    "balanced",
+    "change_inner",
+    "combine",
+    "distance",
+    "inner",
+    "norm",
+]

@@ -1,0 +1,78 @@
+"""What a site must remember between rounds, on its own disk and under its own control."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fedlora import atomic
+from fedlora.errors import RunError
+
+FOLDER = "FEDLORA_SITES"
+"""Environment variable that names the folder in which each site has a folder of its own."""
+
+_KEEP = 2
+"""Rounds that are kept: the last, and the one before in case the last is played again."""
+
+
+@dataclass(frozen=True)
+class SiteMemory:
+    """Values by name and round of one run at one site.
+
+    A round that is played again after a stop recalls what was kept before it, not what it kept
+    itself at the first try.
+    """
+
+    site: str
+    run: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this site and run.
+
+        Raises:
+            RunError: ``FEDLORA_SITES`` is not set.
+        """
+        sites = os.environ.get(FOLDER)
+        if not sites:
+            raise RunError(
+                f"This run must remember something between rounds: set {FOLDER} to a folder where "
+                "the site may keep it."
+            )
+        return Path(sites) / self.site / self.run
+
+    def keep(self, name: str, values: Tensor, *, number: int) -> None:
+        """Keep the values of round ``number``.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        atomic.write_file(self._path(name, number), save({name: values.contiguous()}))
+        for path in self._paths(name)[:-_KEEP]:
+            path.unlink(missing_ok=True)
+
+    def recall(self, name: str, *, before: int) -> Tensor | None:
+        """Return the values of the last round before ``before``; none where there is none.
+
+        Raises:
+            RunError: they cannot be read.
+        """
+        paths = [path for path in self._paths(name) if path < self._path(name, before)]
+        if not paths:
+            return None
+        try:
+            return load_file(paths[-1])[name]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise RunError(
+                f"{paths[-1]}: what the site remembers cannot be read ({error}). Put the file back "
+                "from a backup, or delete it to go on from the round before it."
+            ) from None
+
+    def _path(self, name: str, number: int) -> Path:
+        return self.folder / f"{name}-{number:08}.safetensors"
+
+    def _paths(self, name: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{name}-*.safetensors"))

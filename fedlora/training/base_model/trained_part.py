@@ -1,0 +1,36 @@
+"""The part of an adapter that a round trains, as tensors that an optimiser can step."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fedlora.adapter import AdapterSpec
+
+
+class TrainedPart:
+    """Views of the leading components of some of a model's factors; nothing else is trained.
+
+    A view shares its memory with the model's parameter, so a step on it is a step of the model,
+    while the components behind it stay as they are, whatever the optimiser does.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, whole: AdapterSpec, part: AdapterSpec
+    ) -> None:
+        shapes = {tensor.name: tensor.shape for tensor in part.tensors}
+        self._parameters: list[nn.Parameter] = []
+        self.tensors: list[Tensor] = []
+        """The views, in the order of ``part``."""
+        for parameter, tensor in zip(parameters, whole.tensors, strict=True):
+            parameter.requires_grad_(tensor.name in shapes)  # what is not trained costs nothing
+            if tensor.name in shapes:
+                rows, columns = shapes[tensor.name]
+                self._parameters.append(parameter)
+                self.tensors.append(parameter.detach()[:rows, :columns])
+
+    def take_gradients(self) -> None:
+        """Move the parameters' gradients to the views."""
+        for view, parameter in zip(self.tensors, self._parameters, strict=True):
+            rows, columns = view.shape
+            view.grad = None if parameter.grad is None else parameter.grad[:rows, :columns]
+            parameter.grad = None

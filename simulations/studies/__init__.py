@@ -1,0 +1,1 @@
+"""Comparisons that are repeated over seeds, and the pages in ``docs/studies`` that they write."""
