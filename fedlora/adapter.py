@@ -19,6 +19,9 @@ from fedlora.errors import AdapterError
 
 Factor = Literal["A", "B"]
 
+_BLOCK = 2**20
+"""Values that are taken to float64 at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
@@ -167,6 +170,16 @@ class _Adapter:
     def norm(self) -> float:
         """Return the Frobenius norm over all factors."""
         return float(torch.linalg.vector_norm(self.values, dtype=torch.float64))
+
+    def inner(self, other: "_Adapter") -> float:
+        """Return the inner product of the values, in float64.
+
+        Raises:
+            AdapterError: the two have different specifications.
+        """
+        self.spec.require_same(other.spec)
+        blocks = zip(self.values.split(_BLOCK), other.values.split(_BLOCK), strict=True)
+        return math.fsum(float(one.double() @ two.double()) for one, two in blocks)
 
     def is_finite(self) -> bool:
         """Tell whether no value is infinite or not a number."""

@@ -6,7 +6,13 @@ from typing import Literal
 
 Method = Literal["product", "average", "freeze-a", "alternate", "refresh", "share-a"]
 Robust = Literal[
-    "none", "norm-bound", "multi-krum", "geometric-median", "cosine-filter", "median", "trimmed-mean"
+    "none",
+    "norm-bound",
+    "multi-krum",
+    "geometric-median",
+    "cosine-filter",
+    "median",
+    "trimmed-mean",
 ]
 ServerOptimizer = Literal["sgd", "adam", "yogi"]
 

@@ -17,6 +17,7 @@ from fedlora.sections import Count, Dataset, Federation, Name, Section, Simulati
 EMBEDDED = "embedded"
 """Base model that means the small model inside the package."""
 
+
 class Recipe(Section):
     """The whole run."""
 
@@ -79,6 +80,10 @@ class Recipe(Section):
                 f"federation.robust: multi-krum needs a cohort of {2 * attackers + 3} to stand "
                 f"{attackers} attackers, but a cohort has {clients}; lower federation.attackers"
             )
+        if self.federation.robust == "cosine-filter" and clients < 3:
+            raise ValueError(
+                f"federation.robust: cosine-filter asks the majority, but a cohort has {clients}"
+            )
         quorum = self.federation.quorum
         if quorum and quorum > clients:
             raise ValueError(f"federation.quorum is {quorum}, but a cohort has {clients}")
@@ -128,6 +133,12 @@ class Recipe(Section):
     def attackers(self) -> int:
         """Clients of a cohort that are assumed to be hostile."""
         return int(self.federation.attackers * self.cohort_size)
+
+    @property
+    def quorum(self) -> int:
+        """Updates that a round needs; ``multi-krum`` promises nothing below its own number."""
+        quorum = self.federation.quorum or self.cohort_size // 2 + 1
+        return max(quorum, self.attackers + 3) if self.federation.robust == "multi-krum" else quorum
 
     @property
     def keeps_gauge(self) -> bool:

@@ -93,7 +93,6 @@ class Federation(Section):
     evaluate_every: Annotated[int, Field(ge=0)] = 1
     """Rounds between evaluations at the sites, besides those at both ends; 0 for none at all."""
 
-
     @model_validator(mode="after")
     def _method_fits(self) -> Self:
         facts, method = self.facts, self.method

@@ -1,5 +1,7 @@
 """Small adapters: by hand, and drawn by Hypothesis."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 
@@ -45,6 +47,11 @@ def make_update(
     """Return an update of random values, as the gate lets it pass."""
     state = make_state(spec, seed=seed)
     return InspectedUpdate(spec=state.spec, values=state.values, num_examples=num_examples)
+
+
+def copy_of(update: AdapterUpdate) -> AdapterUpdate:
+    """Return an equal update, for an aggregator that may overwrite its own."""
+    return replace(update, values=update.values.clone())
 
 
 NAMES = st.from_regex(r"[a-z]{1,8}(\.[a-z0-9_]{1,6}){0,2}", fullmatch=True)

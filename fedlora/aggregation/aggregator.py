@@ -23,7 +23,7 @@ class Aggregator(Protocol):
         """Start a round from the adapter that the clients received."""
 
     def add(self, update: AdapterUpdate, weight: float, *, share: float = 1.0) -> None:
-        """Take in one client's update.
+        """Take in one client's update. Its values may be overwritten.
 
         Args:
             update: of the part of the global adapter that the client trained and sent.

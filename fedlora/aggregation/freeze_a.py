@@ -10,7 +10,7 @@ class FreezeA(WeightedSum):
     products are linear in B: ``Σ wᵢ BᵢA = (Σ wᵢ Bᵢ) A``. *Mixed ranks*: no.
 
     What to expect: exactness at the price of half the parameters. On one small model its end loss
-    was the highest of all methods here (2.64 after ten rounds, ``average`` 2.54). It is for
+    was the highest of the methods here (2.64 after ten rounds, ``average`` 2.54). It is for
     differential privacy and secure aggregation: noise enters the product once, and a sum is all
     that the aggregator needs.
 

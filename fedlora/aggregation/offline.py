@@ -14,8 +14,8 @@ from fedlora.errors import AdapterError
 Method = Literal["product", "average", "concat"]
 Terms = Sequence[tuple[float, AdapterState]]
 
-_ZERO = 1e-12
-"""Norm of a sum that is zero, over the norms of its terms."""
+_ZERO = 1e-7
+"""Norm of a sum, over the norms of its terms, below which it is but float32's rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +80,7 @@ def combine(
         else:
             state = _concat(terms, into=spec.part(rank=sum(ranks)))
         mean = products.combine(terms, into=spec.part(rank=1)).norm
-        missing = products.combine([*terms, (-1.0, state)], into=spec.part(rank=1)).norm
+        missing = _distance(terms, state, norm=mean)
     if not state.is_finite():
         raise AdapterError("The result leaves the range of float32: smaller weights are needed.")
     norms = tuple(products.norm(term) for _, term in terms)
@@ -92,6 +92,12 @@ def combine(
         error=missing / mean if mean > zero else math.inf if missing > zero else 0.0,
         exact_rank=min(sum(ranks), full),
     )
+
+
+def _distance(terms: Terms, state: AdapterState, *, norm: float) -> float:
+    """Return how far an adapter's products are from a sum of products that has this norm."""
+    inner = sum(weight * products.inner(term, state) for weight, term in terms)
+    return math.sqrt(max(0.0, norm**2 - 2 * inner + products.inner(state, state)))
 
 
 def _relative(weights: Sequence[float]) -> tuple[float, ...]:

@@ -31,7 +31,9 @@ class ServerOptimizer(Protocol):
     """Steps the global adapter by a round's update (Reddi et al. 2020, arXiv:2003.00295)."""
 
     def step(self, global_adapter: AdapterState, update: AdapterUpdate) -> Step:
-        """Return the next global adapter. The update's values may be overwritten.
+        """Return the next global adapter.
+
+        The update's values may be overwritten, and those of the global adapter by the next step.
 
         Raises:
             AdapterError: the update is not of this adapter.
@@ -67,7 +69,7 @@ class ProductMomentum:
 
     References:
         Polyak 1964, doi:10.1016/0041-5553(64)90137-5; as a server optimiser, Hsu et al. 2019,
-        arXiv:1909.06335. The cut is projected gradient descent's.
+        arXiv:1909.06335. The cut projects onto adapters of rank p.
     """
 
     def __init__(self, *, learning_rate: float, momentum: float) -> None:
@@ -79,8 +81,9 @@ class ProductMomentum:
         target = _moved(global_adapter, update)
         rate, previous = self._rate, self._previous
         momentum = 0.0 if previous is None else self._momentum
-        self._previous = global_adapter.values if self._momentum else None
+        kept = global_adapter.values if self._momentum else None
         if rate == 1 and not momentum and target.spec.rank == global_adapter.spec.rank:
+            self._previous = kept
             return Step(adapter=target, tail=0.0)
         change = [(rate, target), (momentum - rate, global_adapter)]
         if previous is not None:
@@ -90,6 +93,7 @@ class ProductMomentum:
         terms = [(weight, adapter) for weight, adapter in change if weight]
         spec = global_adapter.spec
         best = products.combine(terms, into=spec, spare=global_adapter, out=previous)
+        self._previous = kept
         return Step(adapter=best.state, tail=best.dropped / moved if moved else 0.0)
 
     def state(self) -> Mapping[str, Tensor]:

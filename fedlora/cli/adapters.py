@@ -134,4 +134,4 @@ def _print_error(mixture: "Mixture", *, method: Method) -> None:
     if method == "product":
         typer.echo(f"With --rank {mixture.exact_rank} it would be exact.")
     if method == "average":
-        typer.echo("--method product is the closest adapter of this rank.")
+        typer.echo("With --method product it would be as close as this rank allows.")

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from fedlora.recipe import Recipe
 from fedlora.runtime import findings
 from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import read_comparison
@@ -24,7 +25,7 @@ def print_plan(plan: Plan) -> None:
         rows = f"{site.train_rows:,}", f"{site.held_out_rows:,}"
         sites.add_row(site.name, ", ".join(site.types), *rows)
     _console.print(sites)
-    each, federation = size(plan.message_bytes), recipe.federation
+    down, up, federation = size(plan.bytes_down), size(plan.bytes_up), recipe.federation
     facts = Table.grid(padding=(0, 2))
     facts.add_row(
         "base model", f"{recipe.base_model} ({base.architecture}, {base.parameters:,} parameters)"
@@ -32,7 +33,7 @@ def print_plan(plan: Plan) -> None:
     facts.add_row(
         "trainable",
         f"{base.spec.size:,} parameters ({base.spec.size / base.parameters:.1%} of the base), "
-        f"{recipe.adapter} r={recipe.lora_r}",
+        f"{recipe.adapter} r={recipe.rank}",
     )
     facts.add_row("compute", f"{base.dtype} on {base.device}, about {size(base.memory)} of memory")
     facts.add_row(
@@ -40,9 +41,22 @@ def print_plan(plan: Plan) -> None:
         f"{federation.rounds} rounds of {federation.local_steps} steps of {recipe.batch_size} "
         f"examples at each of {recipe.cohort_size} clients",
     )
-    facts.add_row("traffic", f"{each} down and up for a client and round, {each} to evaluate")
+    facts.add_row("method", _method(recipe))
+    facts.add_row(
+        "traffic", f"{down} down and {up} up for a client and round, {down} down to evaluate"
+    )
     _console.print(facts)
     _console.print()
+
+
+def _method(recipe: Recipe) -> str:
+    """Return how updates become one, such as ``product, server momentum 0.5, multi-krum``."""
+    federation = recipe.federation
+    optimizer = "" if federation.server_optimizer == "sgd" else f"{federation.server_optimizer}, "
+    parts = [federation.method, f"{optimizer}server momentum {federation.server_momentum:g}"]
+    if federation.robust != "none":
+        parts.append(federation.robust)
+    return ", ".join([*parts, f"updates in {recipe.wire.codec}"])
 
 
 def print_comparison(run: RunFolder) -> None:

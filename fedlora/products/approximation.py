@@ -8,13 +8,11 @@ from torch import Tensor
 
 from fedlora.errors import AdapterError
 
-# Squares are relative to the sum of all components' squares. The noise of a Gram matrix is 1e-15.
-_CANCELLED = 0.1
-"""Where the square of the whole is below this, its components cancel."""
-_SMALLEST = 1e-10
-"""Smallest square of a singular value that Gram matrices still give to enough digits."""
+# Singular values are relative to the root of the sum of all components' squares.
+_SMALLEST = 3e-5
+"""Below this, a singular value's square drowns in the rounding of Gram matrices, about 1e-15."""
 _ZERO = 1e-12
-"""Largest singular value, relative to the root of that sum, that is but rounding."""
+"""Up to this, a singular value is but rounding."""
 _TINY, _HUGE = 1e-35, 1e35
 """Norms between which a component's factors are in the range of float32."""
 
@@ -68,10 +66,10 @@ def best_approximation(a: Tensor, b: Tensor, weights: Tensor, *, rank: int) -> A
     components = int(alive.sum())
     kept = min(rank, components, a.shape[1], b.shape[0])
     lower, failed = torch.linalg.cholesky_ex(gram_a)
-    if not failed and total >= _CANCELLED * parts:
+    if not failed:
         squares, turn = torch.linalg.eigh(lower.T @ gram_b @ lower)
         squares, turn = squares.flip(0), turn.flip(1)[:, :kept]
-        if not kept or squares[kept - 1] >= _SMALLEST * parts:
+        if not kept or squares[kept - 1] >= _SMALLEST**2 * parts:
             left = lower @ turn
             return Approximation(
                 left=scale[:, None] * left,

@@ -16,7 +16,7 @@ import torch
 from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation import RULES, Aggregator, Rule, Vote
-from fedlora.errors import FedloraError, WireError
+from fedlora.errors import AdapterError, FedloraError, WireError
 from fedlora.gate.inspection import inspect_metrics, inspect_update
 from fedlora.recipe import Recipe
 from fedlora.runtime.records import envelope_of_update
@@ -119,7 +119,7 @@ class Fold:
         of factors, as it was.
         """
         if self.recipe.federation.facts.plain_sum:
-            return float(one.values.double() @ other.values.double())
+            return one.inner(other)
         return products.change_inner(self.global_adapter, one, other)
 
     def _advance(self, fresh: "_Answer | None" = None) -> None:
@@ -162,7 +162,11 @@ class Fold:
         if not vote.share:
             self.refused[answer.site] = vote.reason
             return
-        self.aggregator.add(answer.update, vote.weight, share=vote.share)
+        try:
+            self.aggregator.add(answer.update, vote.weight, share=vote.share)
+        except AdapterError as error:
+            self.refused[answer.site] = str(error)
+            return
         self.folded[answer.site] = {
             **answer.metrics,
             "num_examples": answer.update.num_examples,

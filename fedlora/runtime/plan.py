@@ -9,6 +9,7 @@ from fedlora.data.partition import SiteExamples, site_examples
 from fedlora.recipe import EMBEDDED, Recipe
 from fedlora.sections import STANDARD_LIBRARY
 from fedlora.training.base_model import BaseFacts, describe
+from fedlora.wire.encodings import encoded_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,17 @@ class Plan:
     sites: tuple[SitePlan, ...]
 
     @property
-    def message_bytes(self) -> int:
-        """Bytes of the adapter in one message: float32, without the header of a few kilobytes."""
-        return 4 * self.base.spec.size
+    def bytes_down(self) -> int:
+        """Bytes of the global adapter in one message, without the header of a few kilobytes."""
+        return encoded_size(self.base.spec, "fp32")
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of the largest update of a round, likewise; compression would make it smaller."""
+        spec, recipe = self.base.spec, self.recipe
+        rank = max(map(recipe.rank_of, recipe.site_names))
+        parts = (spec.part(sent, rank=rank) for sent in map(recipe.federation.facts.sent, (1, 2)))
+        return max(encoded_size(part, recipe.wire.codec) for part in parts)
 
 
 def plan(recipe: Recipe) -> Plan:

@@ -208,7 +208,7 @@ class FederatedLora(Strategy):
 
     def _require_quorum(self) -> None:
         fold = self._fold
-        quorum = self.recipe.federation.quorum or len(fold.cohort) // 2 + 1
+        quorum = self.recipe.quorum
         if len(fold.folded) < quorum:
             reasons = "".join(f"\n  {site}: {reason}" for site, reason in fold.refused.items())
             raise RunError(

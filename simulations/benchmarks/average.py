@@ -67,10 +67,14 @@ def _speed(memory: Path, disk: Path, *, n: int) -> list[Bar]:
         replies.append(flower_reply(grid, arrays_of(update), num_examples=client + 1))
     ours = _Ours(run, payloads)
     _require_same(ours, replies)
+
+    def fed_avg() -> None:
+        _fed_avg(replies)
+
     variants: dict[str, Callable[[], None]] = {
         "ours": ours.aggregate,
         "on disk": _Ours(RunFolder.open(disk / run.name), payloads).aggregate,
-        "FedAvg": lambda: _fed_avg(replies),
+        "FedAvg": fed_avg,
     }
     seconds = interleaved(variants, n=n)
     name = "ours / FedAvg"

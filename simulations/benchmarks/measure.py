@@ -64,14 +64,19 @@ def compare(
 def report(name: str, bars: list[Bar], limits: Mapping[str, float]) -> None:
     """Print the table, then one JSON object as the last line."""
     width = max(len(bar.name) for bar in bars)
-    print(f"{'':{width}}  {'ours':>8}  {'peer':>8}  {'ratio':>6}  {'bar':>6}")
+    print(f"{'':{width}}  {'ours':>8}  {'peer':>8}  {'ratio':>8}  {'bar':>8}")
     for bar in bars:
-        limit = f"{limits[bar.name]:.2f}" if bar.name in limits else ""
+        limit = _shown(limits[bar.name]) if bar.name in limits else ""
         verdict = {True: "holds", False: "MISSED", None: ""}[bar.holds]
         print(
-            f"{bar.name:{width}}  {bar.ours:8.2f}  {bar.peer:8.2f}  {bar.ratio:6.3f}"
-            f"  {limit:>6}  {verdict}"
+            f"{bar.name:{width}}  {_shown(bar.ours):>8}  {_shown(bar.peer):>8}"
+            f"  {_shown(bar.ratio):>8}  {limit:>8}  {verdict}"
         )
     first, holds = bars[0], all(bar.holds is not False for bar in bars)
     nested = {bar.name: asdict(bar) for bar in bars}
     print(json.dumps(asdict(first) | {"name": name, "holds": holds, "bars": nested}))
+
+
+def _shown(value: float) -> str:
+    """Return a number with three digits, or with all before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -112,6 +112,7 @@ def _fill(axes: Axes, panel: Panel, *, rows: Sequence[str], styles: Mapping[str,
         axes.axvspan(*panel.band, color=GREEN, alpha=0.15, linewidth=0)
     if panel.least:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     for depth, (kind, marks) in enumerate(panel.marks.items(), start=2):
         places = [
             (max(x, panel.least) if panel.least else x, rows.index(row))

@@ -31,6 +31,9 @@ from fedlora.runtime.simulation import start
 from fedlora.runtime.site_memory import FOLDER
 from simulations.studies.attacks import ATTACKS, HostileGrid, first_error
 
+_NEVER = 10**6
+"""Rounds between evaluations: at both ends only."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -98,11 +101,9 @@ class Result:
 
 def study_recipe(*overrides: str, datasets: Sequence[Mapping[str, Any]] = ()) -> Recipe:
     """Return the demo's recipe for a study: other data if given, evaluated at both ends only."""
-    common = ["name=study", "simulation.compare=false"]
+    common = ["name=study", "simulation.compare=false", f"federation.evaluate_every={_NEVER}"]
     if datasets:
         common.append(f"datasets={json.dumps(datasets)}")
-    rounds = read_recipe(DEMO, overrides=[*common, *overrides]).federation.rounds
-    common.append(f"federation.evaluate_every={rounds}")
     return read_recipe(DEMO, overrides=[*common, *overrides])
 
 
@@ -118,13 +119,22 @@ def play_all(trials: Sequence[Trial], *, work: Path, jobs: int) -> list[Result]:
     context, threads = get_context("spawn"), partial(torch.set_num_threads, 1)
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=threads) as pool:
         try:
-            futures = [pool.submit(_play_and_keep, t, work) for t in missing.values()]
+            futures = [pool.submit(play_and_keep, t, work) for t in missing.values()]
             for number, future in enumerate(as_completed(futures), start=done + 1):
                 print(f"[{number}/{len(trials)}] {_line(future.result())}", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [Result(trial=trial, outcome=_read(_kept(trial, work))) for trial in trials]
+
+
+def play_and_keep(trial: Trial, work: Path) -> tuple[Trial, Outcome]:
+    """Play a trial in a folder that goes with it, and keep its outcome in ``work``."""
+    with tempfile.TemporaryDirectory(dir=work, prefix=".trial-") as folder:
+        outcome = play(trial, folder=Path(folder).resolve())
+    facts = {"trial": str(trial), "recipe": trial.recipe.to_yaml(), "outcome": asdict(outcome)}
+    atomic.write_file(_kept(trial, work), json.dumps(facts, indent=1))
+    return trial, outcome
 
 
 def play(trial: Trial, *, folder: Path) -> Outcome:
@@ -180,14 +190,6 @@ def _outcome(run: RunFolder, *, error: float, seconds: float) -> Outcome:
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
-
-
-def _play_and_keep(trial: Trial, work: Path) -> tuple[Trial, Outcome]:
-    with tempfile.TemporaryDirectory(dir=work, prefix=".trial-") as folder:
-        outcome = play(trial, folder=Path(folder).resolve())
-    facts = {"trial": str(trial), "recipe": trial.recipe.to_yaml(), "outcome": asdict(outcome)}
-    atomic.write_file(_kept(trial, work), json.dumps(facts, indent=1))
-    return trial, outcome
 
 
 def _kept(trial: Trial, work: Path) -> Path:

@@ -208,6 +208,7 @@ def test_average_is_the_mean_of_the_factors(combine, tmp_path):
     error = distance(changes(Path("out")), mean) / norm(mean)
     assert error > 0.1
     assert f"{100 * error:.3g} %" in out
+    assert "--method product" in out
 
 
 def test_half_precision_is_read_as_it_is(combine, tmp_path):

@@ -13,7 +13,7 @@ from fedlora.aggregation import RULES, new_aggregator, new_optimizer
 from fedlora.methods import COORDINATE_WISE, METHODS
 from fedlora.sections import Federation
 from tests.oracles import dense_products, nearest_of_rank
-from tests.strategies import make_spec, make_state, specs
+from tests.strategies import copy_of, make_spec, make_state, specs
 
 METHOD = st.sampled_from(sorted(METHODS))
 WEIGHTS = st.floats(0.01, 1000)
@@ -48,7 +48,7 @@ def folded(start: AdapterState, answers, *, method: str = "product") -> AdapterU
     aggregator = new_aggregator(Federation(method=method), attackers=0)
     aggregator.begin(start)
     for update, weight, share in answers:
-        aggregator.add(update, weight, share=share)
+        aggregator.add(copy_of(update), weight, share=share)
     return aggregator.finish()
 
 
@@ -74,7 +74,7 @@ def test_product_is_the_dense_mean_of_products(case):
     target, total = dense_products(start), sum(weight for _, weight, _ in answers)
     largest = size(target)
     for update, weight, share in answers:
-        aggregator.add(update, weight, share=share)
+        aggregator.add(copy_of(update), weight, share=share)
         received = start.part(update.spec)
         before, after = dense_products(received), dense_products(received.plus(update))
         largest = max(largest, size(after))
@@ -132,7 +132,7 @@ def test_the_order_of_clients_matters_no_more_than_the_cut(case, random):
         aggregator = new_aggregator(Federation(), attackers=0)
         aggregator.begin(start)
         for update, weight, share in answers:
-            aggregator.add(update, weight, share=share)
+            aggregator.add(copy_of(update), weight, share=share)
         outcomes.append(dense_products(start.plus(aggregator.finish())))
         dropped += aggregator.dropped
         answers = random.sample(answers, len(answers))

@@ -195,7 +195,7 @@ def changes(state: AdapterState) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_rank_stabilised_scaling_is_read(tmp_path, rank):
     """It divides by the root of the rank; the factors stay, and alpha says it in plain LoRA."""
-    spec = make_spec(rank=rank, alpha=3)
+    spec = make_spec(rank=rank, alpha=3.0)
     write_peft_folder(make_state(spec), tmp_path / "adapter")
     configure(tmp_path / "adapter", use_rslora=True)
     state = read_peft_folder(tmp_path / "adapter")
@@ -218,8 +218,8 @@ def test_rank_stabilised_scaling_is_read(tmp_path, rank):
     ],
 )
 def test_alpha_of_single_modules_is_read(folder, key, alpha):
-    """A key is a module's path or its end; then B carries what the scaling differs by."""
-    configure(folder, alpha_pattern={key: 6, "q_proj": 4})
+    """The first key counts that is a module's path or its end; B carries the difference."""
+    configure(folder, alpha_pattern={key: 6, "0.self_attn.q_proj": 4})
     state = read_peft_folder(folder)
     for module, change in changes(state).items():
         factor = alpha / 4 if module.endswith("q_proj") else 1

@@ -1,7 +1,7 @@
 """Arithmetic of products: what holds by example. ``tests/properties`` has what holds in general."""
 
 import math
-from dataclasses import replace
+import re
 
 import pytest
 import torch
@@ -25,22 +25,23 @@ def assert_same_products(found: AdapterState, expected: dict[str, torch.Tensor])
 
 
 def trained(*, clients: int, seed: int) -> list[AdapterState]:
-    """Return what clients made of a common adapter: increments whose spectrum decays."""
+    """Return what clients made of a common adapter: increments of a third of its factors' size."""
     generator = torch.Generator().manual_seed(seed)
     spec = make_spec(rank=8, alpha=16.0, modules={"q": (96, 128), "up": (128, 64)})
     common = AdapterState.initial(spec, seed=seed)
-    importance = 2.0 ** -torch.arange(8)
+    importance = 1.3 ** -torch.arange(8)
 
     def noise(factor: str, shape: tuple[int, int]) -> torch.Tensor:
         values = torch.randn(shape, generator=generator)
         return values * (importance if factor == "B" else 0.05)
 
     for tensor, values in common.factors():
-        values.add_(noise(tensor.factor, tensor.shape))
+        if tensor.factor == "B":
+            values.copy_(noise("B", tensor.shape))
     states = [AdapterState(spec=spec, values=common.values.clone()) for _ in range(clients)]
     for state in states:
         for tensor, values in state.factors():
-            values.add_(noise(tensor.factor, tensor.shape), alpha=0.5)
+            values.add_(noise(tensor.factor, tensor.shape), alpha=0.3)
     return states
 
 
@@ -246,10 +247,10 @@ def test_what_has_no_place_in_the_result_is_refused():
 
     for into, message in (
         (make_spec(modules={Q: MODULES[Q]}), f"{UP} is adapted"),
-        (make_spec(modules=turned), r"shape \(5, 3\) was expected, but it is \(3, 5\)"),
+        (make_spec(modules=turned), "shape (3, 5) was expected, but it is (5, 3)"),
         (make_spec(base_digest="cd" * 32), "one base model"),
     ):
-        with pytest.raises(AdapterError, match=message.replace("(5, 3)", r"\(5, 3\)")):
+        with pytest.raises(AdapterError, match=re.escape(message)):
             products.combine([(1.0, state)], into=into)
     with pytest.raises(AdapterError, match="shape"):
         products.inner(state, make_state(make_spec(modules=turned)))
@@ -317,8 +318,8 @@ def test_a_tiny_change_keeps_its_digits():
     scaling, deltas = received.spec.scaling, AdapterState(spec=received.spec, values=values)
     expected = 0.0
     for (_, a, b), (_, down, up) in zip(received.pairs(), deltas.pairs(), strict=True):
-        a, b, down, up = (each.double() for each in (a, b, down, up))
-        expected += float((scaling * (up @ a + b @ down + up @ down)).square().sum())
+        change = up.double() @ (a.double() + down) + b.double() @ down.double()
+        expected += float((scaling * change).square().sum())
 
     assert products.change_inner(received, update, update) == pytest.approx(expected, rel=1e-8)
 

@@ -11,7 +11,7 @@ from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation.product import Product
 from fedlora.errors import AdapterError
 from tests.oracles import dense_products, nearest_of_rank
-from tests.strategies import make_spec, make_state, make_update
+from tests.strategies import copy_of, make_spec, make_state, make_update
 
 SPEC = make_spec()
 LARGE = make_spec(rank=3, alpha=6.0, modules={"m.q_proj": (20, 30), "m.up_proj": (25, 18)})
@@ -34,7 +34,7 @@ def folded(
     aggregator.begin(start)
     for index, update in enumerate(updates):
         weight, share = (weights or {}).get(index, 1.0), (shares or {}).get(index, 1.0)
-        aggregator.add(update, weight, share=share)
+        aggregator.add(copy_of(update), weight, share=share)
     return aggregator.finish(), aggregator
 
 
@@ -167,7 +167,7 @@ def test_updates_and_global_adapter_are_left_as_they_are():
     results = []
     for _ in range(2):
         aggregator.begin(start)
-        aggregator.add(kept, 1.0)
+        aggregator.add(copy_of(kept), 1.0)
         aggregator.add(sent(start, rank=1, seed=2), 2.0)
         results.append(aggregator.finish())
     assert torch.equal(start.values, before[0])
@@ -204,7 +204,7 @@ def test_values_that_no_sum_survives_are_refused(value):
     broken = sent(START, seed=2)
     broken.values[3] = value
     with pytest.raises(AdapterError, match="values up to 100000 were expected"):
-        aggregator.add(broken, 1.0)
+        aggregator.add(copy_of(broken), 1.0)
     with pytest.raises(AdapterError, match="positive and finite"):
         aggregator.add(sent(START), 0.0)
     assert torch.equal(aggregator.finish().values, folded(START, [sent(START)])[0].values)

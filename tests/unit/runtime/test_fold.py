@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora.aggregation import Average
+from fedlora.aggregation.average import Average
 from fedlora.errors import FedloraError, InspectionError, StorageError, WireError
 from fedlora.recipe import Recipe
 from fedlora.runtime.fold import Fold
