@@ -64,7 +64,7 @@ def best_approximation(a: Tensor, b: Tensor, weights: Tensor, *, rank: int) -> A
             "one that is not."
         )
     components = int(alive.sum())
-    kept = min(rank, components, a.shape[1], b.shape[0])
+    kept = min(rank, components)
     lower, failed = torch.linalg.cholesky_ex(gram_a)
     if not failed:
         squares, turn = torch.linalg.eigh(lower.T @ gram_b @ lower)

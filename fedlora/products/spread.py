@@ -53,6 +53,7 @@ def spread(work: Callable[[AnyJob, Workspace], Result], jobs: Sequence[AnyJob]) 
     ready = Barrier(threads + 1)
 
     def take_jobs() -> None:
+        torch.get_num_threads()  # or torch sets it when it is first needed, and undoes what follows
         torch.set_num_threads(1)
         ready.wait()
         workspace = Workspace()

@@ -109,7 +109,7 @@ def _encode(
 ) -> bytes:
     envelope.spec.require_same(adapter.spec)
     encoding = ENCODINGS[form.codec]
-    blocks = (encoding.encode(tensor, values) for tensor, values in adapter.factors())
+    blocks = (encoding.encode(tensor, values.numpy()) for tensor, values in adapter.factors())
     stream = BytesIO()  # its getvalue() does not copy
     stream.write(write_front(envelope, form, num_examples=num_examples))
     if form.compress:
@@ -131,7 +131,7 @@ def _decode(data: bytes, envelope: Envelope, form: Format, *, max_bytes: int) ->
     values = torch.empty(spec.size)
     for (tensor, first), block in zip(spec.offsets(), blocks, strict=True):
         into = values[first : first + tensor.size].view(tensor.shape)
-        into.copy_(encoding.decode(tensor, block))
+        into.numpy()[...] = encoding.decode(tensor, block)
     return num_examples, values
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.errors import AdapterError
+from fedlora.products.spread import Workspace, spread
 from tests.oracles import dense_products, nearest_of_rank
 from tests.strategies import MODULES, make_spec, make_state
 
@@ -79,6 +81,16 @@ def test_an_adapter_combined_with_itself_is_itself():
         assert_same_products(combined.state, dense_products(state))
         assert combined.norm == pytest.approx(products.norm(state), rel=1e-9)
         assert combined.dropped == pytest.approx(0, abs=1e-7 * combined.norm)
+
+
+def test_nothing_is_dropped_where_nothing_is_cut():
+    """Components that are zero are none to be dropped, not even by rounding."""
+    one, other = (make_state(make_spec(rank=4, modules=MANY), seed=seed) for seed in range(2))
+    wide = one.part(one.spec.part(rank=12))
+
+    combined = products.combine([(1.0, wide), (-2.0, other)], into=make_spec(rank=8, modules=MANY))
+
+    assert combined.dropped == 0
 
 
 def test_the_order_of_terms_does_not_matter():
@@ -289,6 +301,28 @@ def test_the_threads_are_as_before(modules):
     with pytest.raises(AdapterError):
         products.combine([(1.0, broken)], into=state.spec)
     assert torch.get_num_threads() == threads
+
+
+def test_a_thread_among_others_takes_one_core():
+    """Jobs that are as many as torch's threads get one thread each; fewer get all of them."""
+
+    class Job:
+        size = 1
+
+    def work(job: Job, workspace: Workspace) -> int:
+        torch.ones(2**20).add_(1)  # torch settles a new thread's number when it first needs it
+        return torch.get_num_threads()
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert spread(work, [Job(), Job(), Job()]) == [1, 1, 1]
+        assert spread(work, [Job()]) == [2]
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_result_is_the_same_to_the_bit():
