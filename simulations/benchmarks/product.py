@@ -7,12 +7,13 @@ and a stream of clients one by one, with twice the rank retained, late clients a
 """
 
 import resource
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.products import combine
@@ -33,11 +34,14 @@ LIMITS = {
     "7B stream, 100th client / 10th": 1.1,
 }
 _PARTS = {
-    "aten::copy_": "upcast, stack, write",
-    "aten::fill_": "upcast, stack, write",
-    "aten::_linalg_eigh": "factorisation",
-    "aten::linalg_cholesky_ex": "factorisation",
+    "copy_": "upcast, stack, write",
+    "gram": "Gram matrices",
+    "mm": "factorisation",
+    "linalg_cholesky_ex": "factorisation",
+    "_linalg_eigh": "factorisation",
+    "outer mm": "results",
 }
+"""What torch's operations are for."""
 
 
 def run(n: int) -> None:
@@ -139,7 +143,7 @@ def _whole_adapter(clients: list[AdapterState], n: int) -> list[Bar]:
     seconds = interleaved(variants, n=n)
     names = {f"7B, {CLIENTS} at once / {peer}": peer for peer in list(variants)[1:]}
     print(f"Where the time goes (7B, {CLIENTS} clients at once, one thread):")
-    for part, share in _shares(at_once).items():
+    for part, share in _shares(at_once, stacked=CLIENTS * spec.rank).items():
         print(f"  {part:22} {share:4.0%}")
     return [
         compare(name, seconds, ours="ours", peer=peer, at_most=LIMITS.get(name))
@@ -180,27 +184,41 @@ class _Products:
         torch.mm(thin, self.b.T, out=workspace.matrix("left", rank, len(self.b)))
 
 
-def _shares(work: Callable[[], None]) -> Mapping[str, float]:
-    """Return which share of the time goes where, in one thread."""
-    threads, microseconds = torch.get_num_threads(), dict.fromkeys(_PARTS.values(), 0.0)
-    torch.set_num_threads(1)
-    with profile(use_kineto=False, record_shapes=True) as profiler:
+class _Stopwatch(TorchDispatchMode):
+    """Counts the seconds of each of torch's operations by what it is for."""
+
+    def __init__(self, stacked: int) -> None:
+        super().__init__()
+        self.stacked = stacked
+        self.seconds = dict.fromkeys((*_PARTS.values(), "rest"), 0.0)
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Tensor, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        started = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        name = func.__name__.partition(".")[0]
+        if name == "mm" and args[0].shape[1] > self.stacked:
+            name = "gram"
+        elif name == "mm" and args[1].shape[1] > self.stacked:
+            name = "outer mm"
+        self.seconds[_PARTS.get(name, "rest")] += time.perf_counter() - started
+        return result
+
+
+def _shares(work: Callable[[], None], *, stacked: int) -> Mapping[str, float]:
+    """Return which share of the time of torch's operations goes where, in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the stopwatch is of one thread
+    with _Stopwatch(stacked) as stopwatch:
         work()
     torch.set_num_threads(threads)
-    for event in profiler.key_averages(group_by_input_shape=True):
-        part = _PARTS.get(event.key, "rest")
-        if event.key == "aten::mm":
-            part = _part_of_product(*event.input_shapes[:2])
-        microseconds[part] = microseconds.get(part, 0.0) + event.self_cpu_time_total
-    total = sum(microseconds.values())
-    return {part: spent / total for part, spent in sorted(microseconds.items())}
-
-
-def _part_of_product(left: list[int], right: list[int]) -> str:
-    stacked = CLIENTS * adapter_spec(layers=1).rank
-    if left[1] > stacked:
-        return "Gram matrices"
-    return "results" if right[1] > stacked else "factorisation"
+    total = sum(stopwatch.seconds.values())
+    return {part: seconds / total for part, seconds in stopwatch.seconds.items()}
 
 
 class _Stream:

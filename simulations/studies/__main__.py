@@ -5,6 +5,8 @@ A finished trial is kept below ``--work``, so a study that was stopped goes on w
 
 import argparse
 import importlib
+import signal
+import sys
 from pathlib import Path
 
 from simulations.studies.page import write_page
@@ -32,6 +34,7 @@ def main() -> None:
         for known, subject in STUDIES.items():
             print(f"{known:12} {subject}")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped: the same command goes on."))
     study = importlib.import_module(f"simulations.studies.{name}")
     work = arguments.work or Path("runs") / "studies" / name
     results = play_all(study.trials(range(seeds)), work=work, jobs=arguments.jobs)

@@ -23,7 +23,7 @@ _AMONG_BEST = 3
 _DESCRIPTION = """\
 The embedded model on eight sites: each of the demo's four families of packages is dealt out to two
 sites, of nearly equal size except for `gui`, most of which is one package. LoRA of rank 8 on all
-linear modules, batches of 16, the demo's learning rate, 6 rounds of 8 steps at all sites,
+linear modules, batches of 16, the demo's learning rate, 6 rounds of 6 steps at all sites,
 increments as fp32. Seeds differ in initial A, split and batches, and are the same for all variants.
 
 Loss is in nats per token over the held-out rows of all sites after the last round. ± is the
@@ -34,7 +34,7 @@ of 0.01.
 
 `share-a` makes an adapter for each site rather than one for all: each site is measured with the
 shared A and its own B."""
-_SETTING = ("federation.rounds=6", "federation.local_steps=8", "wire.codec=fp32")
+_SETTING = ("federation.rounds=6", "federation.local_steps=6", "wire.codec=fp32")
 
 
 def variants() -> dict[str, tuple[str, ...]]:
