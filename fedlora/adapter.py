@@ -19,8 +19,10 @@ from fedlora.errors import AdapterError
 
 Factor = Literal["A", "B"]
 
-_BLOCK = 2**20
-"""Values that are taken to float64 at once."""
+_BLOCK = 2**16
+"""Values that are summed in float32, or taken to float64, at once."""
+_TINY = 1e-20
+"""Below this, squares may have been lost to float32's range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,10 @@ class _Adapter:
             yield module, pair["A"], pair["B"]
 
     def norm(self) -> float:
-        """Return the Frobenius norm over all factors."""
+        """Return the Frobenius norm over all factors, to about six digits."""
+        square = math.fsum(float(block @ block) for block in self.values.split(_BLOCK))
+        if _TINY < square < math.inf:
+            return math.sqrt(square)
         return float(torch.linalg.vector_norm(self.values, dtype=torch.float64))
 
     def inner(self, other: "_Adapter") -> float:
@@ -183,7 +188,7 @@ class _Adapter:
 
     def is_finite(self) -> bool:
         """Tell whether no value is infinite or not a number."""
-        return bool(torch.isfinite(self.values).all())
+        return all(map(math.isfinite, torch.aminmax(self.values)))  # NaN is both of them
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,19 +13,19 @@ _UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(_UMASK)
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one.
+def write_file(path: Path, *content: bytes | memoryview | str) -> None:
+    """Write ``content``, piece by piece, so that a reader sees the old file or the whole new one.
 
     Raises:
         StorageError: the file cannot be written; nothing half-written stays.
     """
-    data = content.encode() if isinstance(content, str) else content
+    pieces = (piece.encode() if isinstance(piece, str) else piece for piece in content)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with open(handle, "wb") as file:
-                file.write(data)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_UMASK)

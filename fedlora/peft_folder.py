@@ -11,11 +11,11 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from fedlora import atomic
 from fedlora.adapter import AdapterSpec, AdapterState, Factor, TensorSpec
 from fedlora.errors import AdapterError
+from fedlora.tensor_file import pieces
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<module>[\w.]{1,256})\.lora_(?P<factor>[AB])\.weight")
@@ -79,8 +79,8 @@ def write_peft_folder(state: AdapterState, folder: Path) -> None:
     with atomic.new_folder(folder) as temporary:
         text = json.dumps(config, indent=2) + "\n"
         (temporary / _CONFIG).write_text(text, encoding="utf-8")
-        # safetensors' own save_file does not raise OSError on a full disk
-        (temporary / _WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+        with (temporary / _WEIGHTS).open("wb") as file:
+            file.writelines(pieces(tensors, metadata={"format": "pt"}))
 
 
 def read_peft_folder(

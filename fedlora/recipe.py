@@ -4,6 +4,7 @@ All of it is resolved and checked before anything is loaded.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -132,7 +133,7 @@ class Recipe(Section):
     @property
     def attackers(self) -> int:
         """Clients of a cohort that are assumed to be hostile."""
-        return int(self.federation.attackers * self.cohort_size)
+        return math.floor(self.federation.attackers * self.cohort_size + 1e-9)  # 0.29 of 100 is 29
 
     @property
     def quorum(self) -> int:

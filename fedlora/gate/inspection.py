@@ -30,8 +30,8 @@ def inspect_update(
             f"num_examples: the update claims {update.num_examples}, but the recipe allows 1 to "
             f"{max_examples} in a round (local_steps times the batch size)."
         )
-    broken = [tensor.name for tensor, values in update.factors() if not values.isfinite().all()]
-    if broken:
+    if not update.is_finite():
+        broken = [tensor.name for tensor, values in update.factors() if not values.isfinite().all()]
         raise InspectionError(
             f"{len(broken)} tensors of the update hold values that are not finite, {broken[0]} "
             "first: the training diverged. Lower learning_rate."

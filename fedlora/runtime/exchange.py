@@ -90,12 +90,13 @@ class Exchange:
         deadline = time.monotonic() + self._recipe.federation.round_timeout
         while missing:
             replies = list(self._grid.pull_messages(missing))
-            for reply in replies:
-                missing.remove(reply.metadata.reply_to_message_id)
-                yield reply
-            if not replies and time.monotonic() > deadline:
+            idle = not replies
+            while replies:  # none is held here while the next is waited for
+                missing.remove(replies[0].metadata.reply_to_message_id)
+                yield replies.pop(0)
+            if idle and time.monotonic() > deadline:
                 return
-            if not replies:
+            if idle:
                 time.sleep(_POLL)
 
     def sender(self, reply: Message) -> str:

@@ -103,7 +103,7 @@ class Fold:
             max_bytes=wire.max_bytes,
         )
         inspect_update(update, spec=update.spec, max_examples=self.recipe.max_examples)
-        norm = math.sqrt(max(0.0, self._inner(update, update)))
+        norm = self._norm(update)
         if self.max_norm and norm > self.max_norm:
             raise WireError(
                 f"The update's norm {norm:.3g} is above {self.max_norm:.3g}, which is "
@@ -112,12 +112,18 @@ class Fold:
             )
         return _Answer(site=site, update=update, norm=norm, bytes=len(payload), metrics=metrics)
 
-    def _inner(self, one: AdapterUpdate, other: AdapterUpdate) -> float:
-        """Return the inner product of two updates in the space in which they are combined.
+    def _norm(self, update: AdapterUpdate) -> float:
+        """Return an update's norm in the space in which it is combined.
 
         A norm in any other space could be gamed: 100·B and A/100 leave the product, but not a mean
         of factors, as it was.
         """
+        if self.recipe.federation.facts.plain_sum:
+            return update.norm()
+        return math.sqrt(max(0.0, self._inner(update, update)))
+
+    def _inner(self, one: AdapterUpdate, other: AdapterUpdate) -> float:
+        """Return the inner product of two updates in that same space."""
         if self.recipe.federation.facts.plain_sum:
             return one.inner(other)
         return products.change_inner(self.global_adapter, one, other)

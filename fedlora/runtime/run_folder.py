@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedlora import atomic
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe, read_recipe
+from fedlora.tensor_file import pieces
 
 _KEEP = 2
 """Checkpoints that are kept: the last, and the one before in case a disk loses the last."""
@@ -160,8 +161,8 @@ class RunFolder:
         with atomic.new_folder(self._checkpoint(checkpoint.round)) as folder:
             tensors = {f"optimizer.{k}": v for k, v in checkpoint.optimizer.items()}
             tensors["adapter"] = checkpoint.adapter.values
-            # safetensors' own save_file does not raise OSError on a full disk
-            (folder / "state.safetensors").write_bytes(save(tensors))
+            with (folder / "state.safetensors").open("wb") as file:
+                file.writelines(pieces(tensors))
             facts = {"median_norm": checkpoint.median_norm, "record": checkpoint.record}
             (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
         self._append_record(checkpoint)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedlora import atomic
 from fedlora.errors import RunError
+from fedlora.tensor_file import pieces
 
 FOLDER = "FEDLORA_SITES"
 """Environment variable that names the folder in which each site has a folder of its own."""
@@ -50,7 +51,7 @@ class SiteMemory:
         Raises:
             StorageError: they cannot be written.
         """
-        atomic.write_file(self._path(name, number), save({name: values.contiguous()}))
+        atomic.write_file(self._path(name, number), *pieces({name: values}))
         for path in self._paths(name)[:-_KEEP]:
             path.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ class Spool:
         Raises:
             StorageError: it cannot be written.
         """
-        atomic.write_file(self.folder / site, json.dumps(dict(metrics)).encode() + b"\n" + payload)
+        atomic.write_file(self.folder / site, json.dumps(dict(metrics)), "\n", payload)
 
     def get(self, site: str) -> tuple[bytes, dict[str, int | float]]:
         """Return a kept update and its metrics."""

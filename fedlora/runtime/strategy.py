@@ -132,6 +132,7 @@ class FederatedLora(Strategy):
         fold = self._fold
         for reply in replies:
             self._admit(self.exchange.sender(reply), reply)
+            del reply  # or it would stay while the next is waited for
         for site in fold.open:
             self._refuse(site, "no answer within federation.round_timeout")
         self._require_quorum()

@@ -115,13 +115,16 @@ def _row(name: str, known: Known) -> tuple[str, ...]:
 
 
 def _findings(known: Known, order: Sequence[str]) -> Iterator[str]:
-    rank = order.index(DEFAULT) + 1
+    methods = list(dict.fromkeys(_method_of(name) for name in order))
+    rank = methods.index(_method_of(DEFAULT)) + 1
     verdict = "is among" if rank <= _AMONG_BEST else "is NOT among"
     loss = shown([result.loss for result in known[DEFAULT]], ".3f")
     base = shown([result.outcome.base for result in known[DEFAULT]], ".3f")
     yield (
-        f"The default, {DEFAULT}, {verdict} the best three: number {rank} of {len(order)}, at "
-        f"{loss}. The base without an adapter is at {base}."
+        f"The default method, {methods[rank - 1]}, {verdict} the best three: number {rank} of "
+        f"{len(methods)}, each at its best. As it is set by default it is number "
+        f"{order.index(DEFAULT) + 1} of {len(order)} variants, at {loss}. The base without an "
+        f"adapter is at {base}."
     )
     best = order[0]
     if best != DEFAULT:
@@ -146,3 +149,7 @@ def _findings(known: Known, order: Sequence[str]) -> Iterator[str]:
         f"Averaging products instead of factors lowers the loss by {without} without momentum, "
         f"and by {with_it} with it."
     )
+
+
+def _method_of(variant: str) -> str:
+    return variant.partition(" ")[0].removesuffix(",")

@@ -4,10 +4,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -31,6 +31,7 @@ from fedlora.runtime.simulation import start
 from fedlora.runtime.site_memory import FOLDER
 from simulations.studies.attacks import ATTACKS, HostileGrid, first_error
 
+_UNFINISHED = ".trial-"
 _NEVER = 10**6
 """Rounds between evaluations: at both ends only."""
 
@@ -110,27 +111,36 @@ def study_recipe(*overrides: str, datasets: Sequence[Mapping[str, Any]] = ()) ->
 def play_all(trials: Sequence[Trial], *, work: Path, jobs: int) -> list[Result]:
     """Return all results, playing ``jobs`` trials at a time, those that are kept in ``work`` not.
 
-    Each trial has one thread: two of these do more on two cores than one trial with two.
+    Each trial has one thread: two of these do more on two cores than one trial with two. One call
+    at a time has ``work`` to itself.
     """
     work.mkdir(parents=True, exist_ok=True)
+    for unfinished in work.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(unfinished)
     missing = {trial.key: trial for trial in trials if not _kept(trial, work).is_file()}
     done = len(trials) - len(missing)
     print(f"{done} of {len(trials)} trials are kept in {work}", flush=True)
-    context, threads = get_context("spawn"), partial(torch.set_num_threads, 1)
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=threads) as pool:
-        try:
-            futures = [pool.submit(play_and_keep, t, work) for t in missing.values()]
-            for number, future in enumerate(as_completed(futures), start=done + 1):
-                print(f"[{number}/{len(trials)}] {_line(future.result())}", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    played = _played(list(missing.values()), work=work, jobs=jobs) if missing else ()
+    for number, (trial, outcome) in enumerate(played, start=done + 1):
+        change = f"{outcome.base:.3f} → {outcome.loss:.4f}"
+        print(f"[{number}/{len(trials)}] {trial}: {change} ({outcome.seconds:.0f} s)", flush=True)
     return [Result(trial=trial, outcome=_read(_kept(trial, work))) for trial in trials]
 
 
-def play_and_keep(trial: Trial, work: Path) -> tuple[Trial, Outcome]:
+def _played(trials: Sequence[Trial], *, work: Path, jobs: int) -> Iterator[tuple[Trial, Outcome]]:
+    """Play the trials in processes of their own; yield each when it is finished."""
+    with get_context("spawn").Pool(
+        jobs,
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+        maxtasksperchild=8,  # a process keeps the data and the base of each recipe
+    ) as pool:
+        yield from pool.imap_unordered(partial(play_and_keep, work=work), trials)
+
+
+def play_and_keep(trial: Trial, *, work: Path) -> tuple[Trial, Outcome]:
     """Play a trial in a folder that goes with it, and keep its outcome in ``work``."""
-    with tempfile.TemporaryDirectory(dir=work, prefix=".trial-") as folder:
+    with tempfile.TemporaryDirectory(dir=work, prefix=_UNFINISHED) as folder:
         outcome = play(trial, folder=Path(folder).resolve())
     facts = {"trial": str(trial), "recipe": trial.recipe.to_yaml(), "outcome": asdict(outcome)}
     atomic.write_file(_kept(trial, work), json.dumps(facts, indent=1))
@@ -198,8 +208,3 @@ def _kept(trial: Trial, work: Path) -> Path:
 
 def _read(path: Path) -> Outcome:
     return Outcome(**json.loads(path.read_text(encoding="utf-8"))["outcome"])
-
-
-def _line(played: tuple[Trial, Outcome]) -> str:
-    trial, outcome = played
-    return f"{trial}: {outcome.base:.3f} → {outcome.loss:.4f} ({outcome.seconds:.0f} s)"

@@ -189,7 +189,7 @@ def test_an_update_is_added_to_the_part_that_it_is_of(factors, rank):
 )
 def test_an_update_of_another_adapter_is_not_added(other):
     """Another scaling, base, module or shape is refused."""
-    with pytest.raises(AdapterError, match="different bases or scalings|no counterpart"):
+    with pytest.raises(AdapterError, match=r"different bases or scalings|no counterpart"):
         make_state().plus(make_update(other))
 
 

@@ -267,6 +267,20 @@ def test_a_rank_belongs_to_one_site(data, says):
     assert says in refusal(f"datasets: {data}\n")
 
 
+@pytest.mark.parametrize(("share", "sites", "count"), [(0.29, 100, 29), (0.2, 4, 0), (0.4, 15, 6)])
+def test_the_assumed_attackers_are_a_share_of_the_cohort(share, sites, count):
+    """Rounded down, but not by the rounding of a float."""
+    recipe = read(f"{LEAST}federation: {{sites: {sites}, attackers: {share}}}\n")
+    assert recipe.attackers == count
+
+
+def test_multi_krum_needs_enough_updates_left():
+    """Below 2f + 3 clients it promises nothing: the quorum of what is folded is f + 3."""
+    recipe = read(f"{LEAST}federation: {{sites: 15, attackers: 0.4, robust: multi-krum}}\n")
+    assert recipe.quorum == 9
+    assert read(LEAST).quorum == 3
+
+
 def test_mixed_ranks_need_a_method_that_takes_them():
     """A mean of factors of different shapes does not exist."""
     data = "datasets: [{path: a, site: a, lora_r: 4}]\n"

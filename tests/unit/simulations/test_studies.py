@@ -67,7 +67,7 @@ def test_a_trial_is_played_once(small_recipe, tmp_path):
     recipe, work = small_recipe(*average, "wire.codec=fp32"), tmp_path / "work"
     trial = Trial(variant="average", recipe=recipe, attack="gauge", attackers=1)
     work.mkdir()
-    _, outcome = play_and_keep(trial, work)
+    _, outcome = play_and_keep(trial, work=work)
     assert [path.name for path in work.iterdir()] == [f"{trial.key}.json"]
     assert play_all([trial], work=work, jobs=1) == [Result(trial=trial, outcome=outcome)]
     assert outcome.error > 1
