@@ -223,7 +223,8 @@ def test_the_answer_is_greedy_and_ends_at_the_end_token(recipe_of, folder, batch
         torch.tensor([question + answer]), torch.tensor([[-100] * len(question) + answer])
     )
     start = AdapterState.initial(base.spec, seed=0)
-    train_local(base, start, [lesson] * 12, recipe=recipe, first_step=0, total_steps=12, seed="0")
+    steps = {"first_step": 0, "total_steps": 12, "seed": "0"}
+    train_local(base, start, [lesson] * 12, part=base.spec, recipe=recipe, **steps)
     assert generate(base, "Which number?", max_new_tokens=20) == "forty-two"
     with base.adapter_off():
         assert generate(base, "Which number?", max_new_tokens=5) != "forty-two"
