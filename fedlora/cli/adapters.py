@@ -20,7 +20,7 @@ _ROUNDING = 1e-6
 app = typer.Typer(
     help="Work with finished adapters, without a federation.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
 )
 
 
