@@ -31,6 +31,8 @@ class MethodFacts:
     """It is the weighted mean of the clients' products B·A, up to a cut of the rank."""
     mixed_ranks: bool = False
     """Sites may train other ranks than the recipe's."""
+    turns: bool = False
+    """The factors come out of each round in another gauge."""
     fixed_gauge: bool = False
     """One factor never changes, so that the other's coordinates mean the same in every round."""
 
@@ -44,11 +46,11 @@ class MethodFacts:
 
 
 METHODS: Mapping[Method, MethodFacts] = {
-    "product": MethodFacts(plain_sum=False, exact=True, mixed_ranks=True),
+    "product": MethodFacts(plain_sum=False, exact=True, mixed_ranks=True, turns=True),
     "average": MethodFacts(plain_sum=True, exact=False),
     "freeze-a": MethodFacts(trains=("B",), plain_sum=True, exact=True, fixed_gauge=True),
     "alternate": MethodFacts(trains=("B", "A"), plain_sum=True, exact=True),
-    "refresh": MethodFacts(trains=("B",), plain_sum=True, exact=True),
+    "refresh": MethodFacts(trains=("B",), plain_sum=True, exact=True, turns=True),
     "share-a": MethodFacts(personal="B", plain_sum=True, exact=False),
 }
 

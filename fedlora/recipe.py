@@ -76,6 +76,12 @@ class Recipe(Section):
         if cohort and cohort > sites:
             raise ValueError(f"federation.cohort_size is {cohort}, but there are {sites} sites")
         clients, attackers = cohort or sites, self.attackers
+        if self.federation.robust in {"multi-krum", "trimmed-mean"} and not attackers:
+            raise ValueError(
+                f"federation.robust: {self.federation.robust} stands as many attackers as are "
+                f"assumed, but {self.federation.attackers:g} of a cohort of {clients} is no "
+                f"client: set federation.attackers to {1 / clients:.2g} or more"
+            )
         if self.federation.robust == "multi-krum" and clients < 2 * attackers + 3:
             raise ValueError(
                 f"federation.robust: multi-krum needs a cohort of {2 * attackers + 3} to stand "
@@ -83,7 +89,8 @@ class Recipe(Section):
             )
         if self.federation.robust == "cosine-filter" and clients < 3:
             raise ValueError(
-                f"federation.robust: cosine-filter asks the majority, but a cohort has {clients}"
+                "federation.robust: cosine-filter asks the majority of at least 3 clients, but a "
+                f"cohort has {clients}: take norm-bound"
             )
         quorum = self.federation.quorum
         if quorum and quorum > clients:
@@ -137,9 +144,10 @@ class Recipe(Section):
 
     @property
     def quorum(self) -> int:
-        """Updates that a round needs; ``multi-krum`` promises nothing below its own number."""
+        """Good updates that a round needs; ``multi-krum`` promises nothing below its own number."""
         quorum = self.federation.quorum or self.cohort_size // 2 + 1
-        return max(quorum, self.attackers + 3) if self.federation.robust == "multi-krum" else quorum
+        needed = 2 * self.attackers + 3 if self.federation.robust == "multi-krum" else 1
+        return max(quorum, needed)
 
     @property
     def keeps_gauge(self) -> bool:
@@ -147,7 +155,8 @@ class Recipe(Section):
         federation, facts = self.federation, self.federation.facts
         if facts.fixed_gauge or facts.personal:
             return True
-        return federation.method in {"average", "alternate"} and not federation.server_momentum
+        added = federation.server_momentum == 0 and federation.server_learning_rate == 1
+        return added and not facts.turns
 
     @property
     def batch_size(self) -> int:

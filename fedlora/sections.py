@@ -97,7 +97,10 @@ class Federation(Section):
     def _method_fits(self) -> Self:
         facts, method = self.facts, self.method
         if self.publish_rank and not facts.mixed_ranks:
-            raise ValueError(f"publish_rank: method {method} keeps one rank; method: product cuts")
+            raise ValueError(
+                f"publish_rank works with method: product only, but the method is {method}: remove "
+                "it, or take product"
+            )
         if self.server_optimizer != "sgd" and not facts.fixed_gauge:
             raise ValueError(
                 f"server_optimizer {self.server_optimizer} scales each value on its own, but with "

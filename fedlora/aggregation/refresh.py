@@ -11,10 +11,10 @@ from fedlora.aggregation.round import Round, opened
 
 
 class Refresh:
-    """Aggregates B, then re-orthonormalises: ``A ← c Vᵀ``, ``B ← U Σ / (scaling c)``.
+    """Aggregates B, then re-orthonormalises: ``A ← Vᵀ``, ``B ← U Σ / scaling``.
 
-    ``U Σ Vᵀ`` is the singular value decomposition of ``scaling · B A`` after the round's B, and c
-    the norm that rows of a fresh A are expected to have. A component that is zero keeps its A.
+    ``U Σ Vᵀ`` is the singular value decomposition of ``scaling · B A`` after the round's
+    B. A component that is zero keeps its A.
 
     *Communicates* B alone on the way up, both factors on the way down. *Plain weighted sum*: yes,
     and exact, as ``freeze-a``; the turn afterwards needs the sum alone. *Mixed ranks*: no.

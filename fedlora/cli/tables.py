@@ -86,5 +86,7 @@ def print_outcome(run: RunFolder) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("adapter", str(run.release))
     table.add_row("report", str(run.report))
-    table.add_row("try it", f"fedlora chat {run.path}")
+    personal = run.recipe().federation.facts.personal
+    chosen = next(iter(sorted(run.release.iterdir()))) if personal else run.path
+    table.add_row("try it", f"fedlora chat {chosen}")
     _console.print(table)

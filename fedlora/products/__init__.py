@@ -4,10 +4,9 @@ All of it is computed from the factors, in float64; no matrix of a weight's size
 """
 
 from fedlora.products.algebra import balanced, change_inner, distance, inner, norm
-from fedlora.products.combination import ROW_NORM, Combined, combine
+from fedlora.products.combination import Combined, combine
 
 __all__ = [
-    "ROW_NORM",
     "Combined",
     "balanced",
     "change_inner",

@@ -13,10 +13,6 @@ from fedlora.products.algebra import require_base
 from fedlora.products.approximation import best_approximation
 from fedlora.products.spread import Workspace, spread
 
-ROW_NORM = 1 / math.sqrt(3)
-"""Norm of the rows of A in a combined adapter. It is what PEFT's initial A is expected to have, so
-that a learning rate means the same in every round."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Combined:
@@ -49,8 +45,8 @@ def combine(
 
     Guarantees:
         - The result is at most 1e-6 of the sum's norm farther from the sum than the best possible.
-        - Its components are in descending order: orthogonal columns of B, orthogonal rows of A, the
-          latter of norm ``ROW_NORM``. Where a component is zero, its column of B is.
+        - Its components are in descending order: orthogonal columns of B, orthonormal rows of A.
+          Where a component is zero, its column of B is.
         - Beyond the result, memory is that of a few modules of the terms for each thread.
         - The same call gives the same bits on the same machine and number of threads.
 
@@ -169,9 +165,9 @@ def _combine_module(job: _Sum, workspace: Workspace) -> tuple[float, float]:
     best = best_approximation(a, b, weights, rank=rank)
     kept = best.left.shape[1]
     right, left = workspace.matrix("right", kept, inputs), workspace.matrix("left", kept, outputs)
-    torch.mm(best.right * ROW_NORM, a, out=right)
+    torch.mm(best.right, a, out=right)
     # Transposed, since MKL multiplies a wide matrix with a narrow one at half the speed.
-    torch.mm(best.left.T / (job.scaling * ROW_NORM), b.T, out=left)
+    torch.mm(best.left.T / job.scaling, b.T, out=left)
     spare = job.spare[kept:rank].clone()
     job.down.zero_()
     job.down[:kept] = right

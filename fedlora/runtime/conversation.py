@@ -53,9 +53,9 @@ class Conversation:
 
 def _require_one_adapter(run: RunFolder) -> None:
     if run.recipe().federation.facts.personal and run.is_published:
-        names = ", ".join(sorted(path.name for path in run.release.iterdir()))
+        folders = ", ".join(sorted(map(str, run.release.iterdir())))
         raise AdapterError(
-            f"{run.release}: each site has its own adapter. Name the folder of one: {names}."
+            f"{run.release}: each site has its own adapter. Name the folder of one: {folders}."
         )
 
 

@@ -89,11 +89,12 @@ class Exchange:
         missing = list(self._waiting)  # in the order of sending, in which the cohort is folded
         deadline = time.monotonic() + self._recipe.federation.round_timeout
         while missing:
-            replies = list(self._grid.pull_messages(missing))
-            idle = not replies
-            while replies:  # none is held here while the next is waited for
-                missing.remove(replies[0].metadata.reply_to_message_id)
-                yield replies.pop(0)
+            idle = True
+            for identifier in tuple(missing):  # one by one: a grid holds all that it is asked for
+                for reply in self._grid.pull_messages([identifier]):
+                    missing.remove(identifier)
+                    idle = False
+                    yield reply
             if idle and time.monotonic() > deadline:
                 return
             if idle:

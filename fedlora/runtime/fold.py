@@ -1,27 +1,41 @@
 """One round at the aggregator: admit each update, spool it, fold the spool in cohort order.
 
 Sums in arrival order would not be reproducible, so an update is folded when every client before it
-in the cohort has answered or was given up; under a robust rule, which must see all of them first,
-when the last has. Two updates are in memory at most.
+in the cohort has answered or was given up. Where the updates must be held against each other first,
+by a robust rule or because no earlier round says how large they may be, the fold begins when the
+last client is settled. Two updates are in memory at most.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation import RULES, Aggregator, Rule, Vote
 from fedlora.errors import AdapterError, FedloraError, WireError
 from fedlora.gate.inspection import inspect_metrics, inspect_update
+from fedlora.methods import COORDINATE_WISE
 from fedlora.recipe import Recipe
 from fedlora.runtime.records import envelope_of_update
 from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, decode_update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """What is remembered of an update that passed all checks; its values are in the spool."""
+
+    num_examples: int
+    norm: float
+    """In the space in which it is combined."""
+    bytes: int
+    metrics: Mapping[str, int | float]
 
 
 @dataclass(kw_only=True)
@@ -36,23 +50,28 @@ class Fold:
     aggregator: Aggregator
     spool: Spool
     max_norm: float | None
-    """Largest norm that an update may have; none in the first round, or when nothing moved yet."""
+    """Largest norm that an update may have, by the round before; none where it does not say."""
+    admitted: dict[str, Admitted] = field(default_factory=dict)
+    """The clients whose update passed all checks, in order of arrival."""
     folded: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    _spooled: set[str] = field(default_factory=set)
+    received_bytes: int = 0
+    """Of all updates of the cohort, refused ones too."""
     _next: int = 0
 
     def begin(self) -> None:
         """Start the round, with what was spooled before a stop."""
         self.aggregator.begin(self.global_adapter)
-        kept = self.spool.sites() & set(self.cohort)
-        self._spooled = {site for site in kept if self._is_good(site)}
+        spooled = self.spool.sites()
+        for site in self.cohort:
+            if site in spooled:
+                self._take_up(site)
         self._advance()
 
     @property
     def open(self) -> tuple[str, ...]:
         """The clients that are not settled yet, in cohort order."""
-        settled = self._spooled | self.refused.keys()
+        settled = self.admitted.keys() | self.refused.keys()
         return tuple(site for site in self.cohort if site not in settled)
 
     def admit(self, site: str, payload: bytes, metrics: Mapping[str, int | float]) -> None:
@@ -61,13 +80,19 @@ class Fold:
         Raises:
             WireError: the update is not what this round expects, or the client has answered.
             InspectionError: its values or metrics are not acceptable.
+            StorageError: the spool cannot be written or read.
         """
         if site not in self.open:
             raise WireError(f"{site} has already answered round {self.envelope.round}.")
-        answer = self._check(site, payload, inspect_metrics(metrics))
-        self.spool.put(site, payload, answer.metrics)
-        self._spooled.add(site)
-        self._advance(answer)
+        self.received_bytes += len(payload)
+        update, facts = self._check(site, payload, inspect_metrics(metrics))
+        self.spool.put(site, payload, facts.metrics)
+        self.admitted[site] = facts
+        if self._waits_for_all:
+            del update  # the fold reads it again
+            self._advance()
+        else:
+            self._advance(fresh=(site, update))
 
     def refuse(self, site: str, reason: str) -> None:
         """Settle a client without an update; one whose update was accepted stays accepted."""
@@ -79,38 +104,50 @@ class Fold:
         """Return the median norm of the folded updates."""
         return median(f["norm"] for f in self.folded.values()) if self.folded else None
 
-    def _is_good(self, site: str) -> bool:
-        """Tell whether a client's spooled update is good; if it is not, the client is asked again.
+    def _take_up(self, site: str) -> None:
+        """Take a spooled update as admitted if it is good; if not, the client is asked again.
 
         A disk may have damaged it, or the recipe was put right between stop and restart.
         """
         try:
-            self._spooled_answer(site)
-        except (FedloraError, ValueError, OSError):
-            return False
-        return True
+            payload, metrics = self.spool.get(site)
+            _, self.admitted[site] = self._check(site, payload, metrics)
+        except FedloraError:
+            return
+        self.received_bytes += len(payload)
 
-    def _spooled_answer(self, site: str) -> "_Answer":
-        return self._check(site, *self.spool.get(site))
+    def _check(
+        self, site: str, payload: bytes, metrics: Mapping[str, int | float]
+    ) -> tuple[AdapterUpdate, Admitted]:
+        update = self._decode(site, payload)
+        inspect_update(update, spec=update.spec, max_examples=self.recipe.max_examples)
+        norm = self._norm(update)
+        if self.max_norm and norm > self.max_norm:
+            raise WireError(self._too_large(norm, self.max_norm, of="the last round's"))
+        count = update.num_examples
+        return update, Admitted(num_examples=count, norm=norm, bytes=len(payload), metrics=metrics)
 
-    def _check(self, site: str, payload: bytes, metrics: Mapping[str, int | float]) -> "_Answer":
+    def _too_large(self, norm: float, bound: float, *, of: str) -> str:
+        times = self.recipe.federation.max_update_norm
+        return (
+            f"The update's norm {norm:.3g} is above {bound:.3g}, which is {times:g} times {of} "
+            "median (federation.max_update_norm)."
+        )
+
+    def _decode(self, site: str, payload: bytes) -> AdapterUpdate:
         wire = self.recipe.wire
-        update = decode_update(
+        return decode_update(
             payload,
             envelope_of_update(self.envelope, self.recipe, site),
             codec=wire.codec,
             compress=wire.compress,
             max_bytes=wire.max_bytes,
         )
-        inspect_update(update, spec=update.spec, max_examples=self.recipe.max_examples)
-        norm = self._norm(update)
-        if self.max_norm and norm > self.max_norm:
-            raise WireError(
-                f"The update's norm {norm:.3g} is above {self.max_norm:.3g}, which is "
-                f"{self.recipe.federation.max_update_norm:g} times the last round's median "
-                "(federation.max_update_norm)."
-            )
-        return _Answer(site=site, update=update, norm=norm, bytes=len(payload), metrics=metrics)
+
+    def _spooled(self, site: str) -> AdapterUpdate:
+        """Return an update that was admitted."""
+        payload, _ = self.spool.get(site)
+        return self._decode(site, payload)
 
     def _norm(self, update: AdapterUpdate) -> float:
         """Return an update's norm in the space in which it is combined.
@@ -128,67 +165,78 @@ class Fold:
             return one.inner(other)
         return products.change_inner(self.global_adapter, one, other)
 
-    def _advance(self, fresh: "_Answer | None" = None) -> None:
-        """Fold what is complete, in the order of the cohort; ``fresh`` need not be read again."""
-        rule = RULES.get(self.recipe.federation.robust)
-        if rule is None:
-            while self._next < len(self.cohort) and self.cohort[self._next] not in self.open:
-                site = self.cohort[self._next]
-                self._next += 1
-                if site in self._spooled:
-                    known = fresh if fresh and fresh.site == site else self._spooled_answer(site)
-                    self._fold(known, Vote(weight=self._weight(known), share=1.0))
-        elif self._spooled and not self.open:
-            for site, vote in self._votes(rule).items():
-                self._fold(self._spooled_answer(site), vote)
+    def _advance(self, *, fresh: tuple[str, AdapterUpdate] | None = None) -> None:
+        """Fold what can be folded, in the order of the cohort; ``fresh`` need not be read again."""
+        if self._waits_for_all:
+            if not self.open and self.admitted:
+                self._fold_all()
+            return
+        while self._next < len(self.cohort) and self.cohort[self._next] not in self.open:
+            site = self.cohort[self._next]
+            self._next += 1
+            if site in self.admitted:
+                known = fresh[1] if fresh and fresh[0] == site else self._spooled(site)
+                self._fold(site, known, Vote(weight=self._weight(site)))
 
-    def _votes(self, rule: Rule) -> dict[str, Vote]:
-        """Ask the robust rule what each update shall count, two updates in memory at a time."""
-        sites = [site for site in self.cohort if site in self._spooled]
+    @property
+    def _waits_for_all(self) -> bool:
+        return not self.max_norm or self._rule is not None
+
+    @property
+    def _rule(self) -> Rule | None:
+        return RULES.get(self.recipe.federation.robust)
+
+    def _fold_all(self) -> None:
+        """Fold the updates that are not too large beside the others, as the rule says."""
+        sites = [site for site in self.cohort if site in self.admitted]
+        if not self.max_norm:
+            norms = {site: self.admitted[site].norm for site in sites}
+            bound = self.recipe.federation.max_update_norm * median_low(norms.values())
+            for site in [site for site in sites if norms[site] > bound > 0]:
+                self.refused[site] = self._too_large(norms[site], bound, of="this round's")
+                sites.remove(site)
+        weights = list(map(self._weight, sites))
+        votes = [Vote(weight=weight) for weight in weights]
+        if rule := self._rule:
+            votes = rule(self._gram(sites), weights, attackers=self.recipe.attackers)
+        for site, vote in zip(sites, votes, strict=True):
+            if vote.share:
+                self._fold(site, self._spooled(site), vote)
+            else:
+                self.refused[site] = vote.reason
+
+    def _gram(self, sites: Sequence[str]) -> Tensor:
+        """Return the inner products of the updates, two of them in memory at a time."""
         gram = torch.zeros(len(sites), len(sites), dtype=torch.float64)
-        weights = []
         for row, site in enumerate(sites):
-            one = self._spooled_answer(site)
-            weights.append(self._weight(one))
-            gram[row, row] = one.norm**2
+            gram[row, row] = self.admitted[site].norm ** 2
+            if row:
+                one = self._spooled(site)
             for column in range(row):
-                other = self._spooled_answer(sites[column])
-                gram[row, column] = gram[column, row] = self._inner(one.update, other.update)
-        votes = rule(gram, weights, attackers=self.recipe.attackers)
-        return dict(zip(sites, votes, strict=True))
+                other = self._spooled(sites[column])
+                gram[row, column] = gram[column, row] = self._inner(one, other)
+                del other  # before the next is read
+        return gram
 
-    def _weight(self, answer: "_Answer") -> float:
+    def _weight(self, site: str) -> float:
         federation = self.recipe.federation
-        if federation.weighting == "uniform":
+        if federation.weighting == "uniform" or federation.robust in COORDINATE_WISE:
             return 1.0
-        examples = answer.update.num_examples
+        examples = self.admitted[site].num_examples
         return float(min(examples, federation.max_weight or examples))
 
-    def _fold(self, answer: "_Answer", vote: Vote) -> None:
-        if not vote.share:
-            self.refused[answer.site] = vote.reason
-            return
+    def _fold(self, site: str, update: AdapterUpdate, vote: Vote) -> None:
         try:
-            self.aggregator.add(answer.update, vote.weight, share=vote.share)
+            self.aggregator.add(update, vote.weight, share=vote.share)
         except AdapterError as error:
-            self.refused[answer.site] = str(error)
+            self.refused[site] = str(error)
             return
-        self.folded[answer.site] = {
-            **answer.metrics,
-            "num_examples": answer.update.num_examples,
+        facts = self.admitted[site]
+        self.folded[site] = {
+            **facts.metrics,
+            "num_examples": facts.num_examples,
             "weight": vote.weight,
             "share": vote.share,
-            "norm": answer.norm,
-            "bytes": answer.bytes,
+            "norm": facts.norm,
+            "bytes": facts.bytes,
         }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Answer:
-    """A client's update that passed all checks, and what the round's record says of it."""
-
-    site: str
-    update: AdapterUpdate
-    norm: float
-    bytes: int
-    metrics: Mapping[str, int | float]

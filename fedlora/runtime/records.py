@@ -20,6 +20,9 @@ from fedlora.wire.codec import Envelope
 STYPE = "fedlora.wire.v1"
 """Serialisation type of the one array that a message carries."""
 
+_RUN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+"""Regular expression of a run's name: a recipe's, and when it began."""
+
 _ADAPTER, _TASK, _METRICS, _SITE = "adapter", "task", "metrics", "site"
 
 
@@ -47,6 +50,8 @@ class Task:
         recipe, run, number = record.get("recipe"), record.get("run"), record.get("round")
         if not (isinstance(recipe, str) and isinstance(run, str) and isinstance(number, int)):
             raise WireError("The message holds no task: a recipe, a run and a round were expected.")
+        if not re.fullmatch(_RUN, run):  # it will name a folder at the site
+            raise WireError(f"run: a name of {_RUN} was expected, but it is {run!r:.80}.")
         if not 0 <= number < 2**32:
             raise WireError(f"round: 0 or a 32-bit number above was expected, but it is {number}.")
         return cls(recipe=recipe, run=run, round=number)

@@ -15,8 +15,8 @@ from fedlora.tensor_file import pieces
 FOLDER = "FEDLORA_SITES"
 """Environment variable that names the folder in which each site has a folder of its own."""
 
-_KEEP = 2
-"""Rounds that are kept: the last, and the one before in case the last is played again."""
+_KEEP = 3
+"""Rounds that are kept: the last, and what is needed when the last two are played again."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class SiteMemory:
         return Path(sites) / self.site / self.run
 
     def keep(self, name: str, values: Tensor, *, number: int) -> None:
-        """Keep the values of round ``number``.
+        """Keep the values of round ``number``, and forget those of rounds after it.
 
         Raises:
             StorageError: they cannot be written.
         """
         atomic.write_file(self._path(name, number), *pieces({name: values}))
-        for path in self._paths(name)[:-_KEEP]:
+        paths = self._paths(name)
+        here = paths.index(self._path(name, number)) + 1
+        for path in [*paths[: max(0, here - _KEEP)], *paths[here:]]:
             path.unlink(missing_ok=True)
 
     def recall(self, name: str, *, before: int) -> Tensor | None:
@@ -69,7 +71,7 @@ class SiteMemory:
         except (OSError, SafetensorError, KeyError) as error:
             raise RunError(
                 f"{paths[-1]}: what the site remembers cannot be read ({error}). Put the file back "
-                "from a backup, or delete it to go on from the round before it."
+                "from a backup; without it the site goes on from what it had a round before."
             ) from None
 
     def _path(self, name: str, number: int) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora import atomic
+from fedlora.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,20 @@ class Spool:
         atomic.write_file(self.folder / site, json.dumps(dict(metrics)), "\n", payload)
 
     def get(self, site: str) -> tuple[bytes, dict[str, int | float]]:
-        """Return a kept update and its metrics."""
-        line, _, payload = (self.folder / site).read_bytes().partition(b"\n")
-        return payload, json.loads(line)
+        """Return a kept update and its metrics.
+
+        Raises:
+            StorageError: the file cannot be read, or is damaged.
+        """
+        path = self.folder / site
+        try:
+            line, _, payload = path.read_bytes().partition(b"\n")
+            return payload, json.loads(line)
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{path}: a spooled update cannot be read ({error}). Resume the run: the site is "
+                "asked again."
+            ) from None
 
     def sites(self) -> frozenset[str]:
         """Return the clients whose update is kept."""

@@ -97,8 +97,9 @@ class FederatedLora(Strategy):
             tail=self._tail,
             evaluation=evaluation,
             bytes_down=down + bytes_down,
-            bytes_up=sum(folded["bytes"] for folded in fold.folded.values()),
+            bytes_up=fold.received_bytes,
         )
+        del self._fold  # and with it the adapter that the round began from
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -107,7 +108,9 @@ class FederatedLora(Strategy):
         size, sites = self.recipe.cohort_size, self.exchange.sites
         draw = random.Random(f"{self.recipe.seed}/cohort/{server_round}")
         cohort = tuple(sorted(draw.sample(sites, min(size, len(sites)))))
-        norm = self.checkpoint.median_norm
+        facts, norm = self.recipe.federation.facts, self.checkpoint.median_norm
+        if facts.sent(server_round) != facts.sent(server_round - 1):
+            norm = None  # it was of other factors
         self._fold = Fold(
             recipe=self.recipe,
             envelope=self._envelope(server_round),
@@ -135,6 +138,9 @@ class FederatedLora(Strategy):
             del reply  # or it would stay while the next is waited for
         for site in fold.open:
             self._refuse(site, "no answer within federation.round_timeout")
+        for site in fold.refused.keys() & fold.admitted.keys():
+            reason = fold.refused[site]
+            self.observe(UpdateSettled(round=server_round, site=site, refused=reason))
         self._require_quorum()
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
@@ -208,14 +214,20 @@ class FederatedLora(Strategy):
         self.observe(UpdateSettled(round=self._fold.envelope.round, site=site, refused=reason))
 
     def _require_quorum(self) -> None:
-        fold = self._fold
+        fold, number = self._fold, self._fold.envelope.round
         quorum = self.recipe.quorum
-        if len(fold.folded) < quorum:
-            reasons = "".join(f"\n  {site}: {reason}" for site, reason in fold.refused.items())
+        reasons = "".join(f"\n  {site}: {reason}" for site, reason in fold.refused.items())
+        if len(fold.admitted) < quorum:
             raise RunError(
-                f"Round {fold.envelope.round}: {len(fold.folded)} of {len(fold.cohort)} updates "
-                f"were accepted, but the quorum is {quorum}. What was accepted is kept: put the "
-                f"rest right, then resume {self.run.path}.{reasons}"
+                f"Round {number}: {len(fold.admitted)} of {len(fold.cohort)} updates were "
+                f"accepted, but the quorum is {quorum}. What was accepted is kept: put the rest "
+                f"right, then resume {self.run.path}.{reasons}"
+            )
+        if not fold.folded:
+            raise RunError(
+                f"Round {number}: of {len(fold.admitted)} updates, federation.robust: "
+                f"{self.recipe.federation.robust} left none. Take another rule in "
+                f"{self.run.path / 'recipe.yaml'}, then resume.{reasons}"
             )
 
     def _commit(self, number: int, started: float, **facts: object) -> None:

@@ -32,7 +32,7 @@ def payload(site: str = "a", *, num_examples: int = 3, scale: float = 1.0) -> by
 PAYLOADS = {site: payload(site, scale=SCALES[site]) for site in COHORT}
 
 
-def begun(folder, *overrides: str, max_norm: float | None = None) -> Fold:
+def begun(folder, *overrides: str, max_norm: float | None = 1e9) -> Fold:
     """Return a fold that has begun, over whatever is spooled in ``folder``."""
     fold = Fold(
         recipe=Recipe.from_yaml("datasets: [{path: x}]", overrides=[*PLAIN, *overrides]),
@@ -229,11 +229,60 @@ def test_an_outsized_update_is_refused_with_the_recipe_s_key(tmp_path):
         fold.admit("a", payload("a"), {"train_loss": 1.0})
 
 
-def test_a_round_in_which_nothing_moved_bounds_nothing(tmp_path):
-    """Ten times a median of zero would refuse every later update, for ever."""
-    fold = begun(tmp_path, max_norm=0.0)
-    offer(fold, "a")
-    assert list(fold.folded) == ["a"]
+@pytest.mark.parametrize("bound", [None, 0.0])
+def test_without_an_earlier_norm_the_cohort_s_own_decides(tmp_path, bound):
+    """In the first round, or after one in which nothing moved, the fold waits for all."""
+    fold = begun(tmp_path, max_norm=bound)
+    for site in "abc":
+        fold.admit(site, payload(site), {"train_loss": 1.0})
+        assert fold.folded == {}
+    fold.admit("d", payload("d", scale=1e6), {"train_loss": 1.0})
+    assert list(fold.folded) == ["a", "b", "c"]
+    assert "10 times this round's median" in fold.refused["d"]
+
+
+def test_a_round_in_which_nothing_moves_is_folded(tmp_path):
+    """Ten times a median of zero would refuse all."""
+    fold = begun(tmp_path, max_norm=None)
+    for site in COHORT:
+        fold.admit(site, payload(site, scale=0.0), {"train_loss": 1.0})
+    assert tuple(fold.folded) == COHORT
+
+
+@pytest.mark.parametrize("rule", ["none", "geometric-median"])
+def test_a_fold_that_waits_gives_equal_bits_in_any_order_and_after_a_stop(tmp_path, rule):
+    """As one that does not."""
+    results = set()
+    for number, order in enumerate(permutations(COHORT)):
+        keys = f"federation.robust={rule}", "federation.max_update_norm=1e9"
+        offer(begun(tmp_path / str(number), *keys, max_norm=None), *order[:2])
+        fold = begun(tmp_path / str(number), *keys, max_norm=None)
+        offer(fold, *order[2:])
+        assert tuple(fold.folded) == COHORT
+        results.add(fold.aggregator.finish().values.numpy().tobytes())
+    assert len(results) == 1
+
+
+def test_whom_a_rule_excludes_is_refused_with_its_reason(tmp_path):
+    """It was admitted, it is not folded, and its bytes are counted."""
+    keys = "federation.robust=cosine-filter", "federation.max_update_norm=1e9"
+    fold = begun(tmp_path, *keys)
+    for site in "abc":
+        fold.admit(site, payload("a"), {"train_loss": 1.0})
+    fold.admit("d", payload("a", scale=-3.0), {"train_loss": 1.0})
+    assert list(fold.folded) == ["a", "b", "c"]
+    assert list(fold.admitted) == list(COHORT)
+    assert "cosine-filter" in fold.refused["d"]
+    assert fold.received_bytes == 4 * len(payload("a"))
+
+
+def test_a_spool_that_is_damaged_during_the_fold_names_the_file(tmp_path):
+    """It is no fault of the client that answers at that moment."""
+    fold = begun(tmp_path)
+    offer(fold, "b", "c", "d")
+    (tmp_path / "c").unlink()
+    with pytest.raises(StorageError, match=f"{tmp_path / 'c'}: a spooled update cannot be read"):
+        offer(fold, "a")
 
 
 def test_an_update_weighs_what_it_was_trained_on(tmp_path):

@@ -30,11 +30,19 @@ def test_nothing_is_recalled_of_other_names_sites_and_runs(memory):
     assert memory.recall("personal", before=1) is None
 
 
-def test_only_two_rounds_are_kept(memory):
+def test_a_round_that_is_played_again_forgets_what_came_after_it(memory):
+    """What a later round kept belongs to a run that was taken back."""
+    for number in (1, 2, 3, 4):
+        memory.keep("personal", torch.full((3,), float(number)), number=number)
+    memory.keep("personal", torch.full((3,), 30.0), number=3)
+    assert torch.equal(memory.recall("personal", before=9), torch.full((3,), 30.0))
+
+
+def test_only_three_rounds_are_kept(memory):
     """The folder does not grow with the run."""
     for number in range(1, 12):
         memory.keep("personal", torch.ones(3), number=number)
-    assert len(list(memory.folder.iterdir())) == 2
+    assert len(list(memory.folder.iterdir())) == 3
 
 
 def test_a_damaged_memory_is_named(memory):
