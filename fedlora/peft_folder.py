@@ -22,6 +22,7 @@ _KEY = re.compile(r"base_model\.model\.(?P<module>[\w.]{1,256})\.lora_(?P<factor
 _DTYPES = {"F32", "F16", "BF16"}
 _NAME_PATTERN = re.compile(r"\^?[\w.]{1,256}")
 _MOST_TENSORS, _LONGEST_HEADER, _MOST_PADDING = 20_000, 8 * 2**20, 16
+_MOST_PATTERNS, _LARGEST_CONFIG = 1_000, 2**20
 _LARGEST = sys.float_info.max
 _PLAIN = {
     "peft_type": "LORA",
@@ -173,7 +174,8 @@ def _first(pattern: Mapping[re.Pattern[str], _Value], module: str) -> _Value | N
 def _read_config(folder: Path, *, base_model: str | None) -> _Config:
     path = folder / _CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            config = json.loads(file.read(_LARGEST_CONFIG).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: an adapter's configuration was expected ({error}).") from None
     if not isinstance(config, dict):
@@ -221,7 +223,7 @@ def _read_pattern(
 ) -> dict[re.Pattern[str], Any]:
     """Return what single modules have; a key is a module's path, or its end unless it has a ^."""
     pattern = config.get(key) or {}
-    if not (isinstance(pattern, dict) and len(pattern) <= _MOST_TENSORS):
+    if not (isinstance(pattern, dict) and len(pattern) <= _MOST_PATTERNS):
         raise AdapterError(f"{path}: {key} is {pattern!r:.80}; names of modules were expected.")
     for name, value in pattern.items():
         # any regular expression means something to PEFT, and some take for ever

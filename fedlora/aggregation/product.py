@@ -15,7 +15,7 @@ _LARGEST = 1e5
 
 
 class Product:
-    """Best adapter of twice the global rank for the weighted mean of the clients' products.
+    """Weighted mean of the clients' products, as a nearly best adapter of twice the global rank.
 
     With G the global adapter and Hᵢ what client i made of G's leading rᵢ components, the target is
     ``G + Σ wᵢ shareᵢ (Hᵢ - Gᵢ) / Σ wᵢ``, each adapter taken as the product that it stands for. The
@@ -69,7 +69,8 @@ class Product:
         largest = float(torch.linalg.vector_norm(trained.values, ord=torch.inf))
         if not largest <= _LARGEST:
             raise AdapterError(
-                f"Factors of values up to {_LARGEST:g} were expected, but one is {largest:g}."
+                f"Factors of values up to {_LARGEST:g} were expected, but the global adapter with "
+                f"this update has {largest:g}."
             )
         part = current.part(weight, share=share)
         self._mix(trained, weight=part * share, keep=1 - part)

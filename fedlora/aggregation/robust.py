@@ -96,8 +96,8 @@ def multi_krum(gram: Tensor, weights: Sequence[float], *, attackers: int) -> lis
         else Vote(
             weight=weight,
             share=0.0,
-            reason=f"multi-krum: its distance from its nearest, {scores[client]:.3g}, is not "
-            f"among the {kept} smallest, which end at {limit:.3g}",
+            reason=f"multi-krum: its {neighbours} nearest are {scores[client]:.6g} away (root of "
+            f"summed squares), those of the {kept} that are kept at most {limit:.6g}",
         )
         for client, weight in enumerate(weights)
     ]

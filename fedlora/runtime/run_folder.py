@@ -8,6 +8,7 @@
     rounds.jsonl     one record a round
     checkpoints/     the last rounds, each a folder that is there whole or not at all
     spool/           encoded updates of the round in progress
+    sites/           what each simulated site remembers between rounds, if anything
     comparison.json  what the baselines reached
     release/         the adapter in PEFT's format
     report.html

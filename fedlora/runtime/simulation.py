@@ -74,10 +74,11 @@ def simulate(run: RunFolder, *, observe: Observer) -> None:
 
 
 def _publish_personal(run: RunFolder) -> None:
-    """Publish what each site has in the end: the global adapter with its personal factors."""
+    """Publish what each site that trained has: the global adapter with its personal factors."""
     recipe, checkpoint = run.recipe(), run.load()
     with atomic.new_folder(run.release) as folder:
         for name in recipe.site_names:
             memory = SiteMemory(name, run.name)
             state = with_personal(checkpoint.adapter, recipe, memory, before=checkpoint.round + 1)
-            write_peft_folder(state, folder / name)
+            if state is not checkpoint.adapter:  # others have none: their B is still zero
+                write_peft_folder(state, folder / name)

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedlora.adapter import AdapterUpdate, InspectedUpdate
+from fedlora.adapter import AdapterSpec, AdapterUpdate, InspectedUpdate
 from fedlora.errors import DataError, RunError
+from fedlora.methods import METHODS
 from fedlora.runtime.client import app
 from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
@@ -17,6 +19,7 @@ from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
 from fedlora.runtime.site import Site
+from fedlora.runtime.site_memory import FOLDER
 from fedlora.wire.codec import Envelope, decode_update, encode_trained, encode_update
 
 BAD = "south"
@@ -54,6 +57,11 @@ def payload_of(reply: Message) -> bytes:
     return reply.content.array_records["adapter"]["adapter"].data
 
 
+def sent(run: RunFolder, number: int) -> AdapterSpec:
+    """Return what every client sends in a round."""
+    return run.spec().part(run.recipe().federation.facts.sent(number))
+
+
 def decoded(reply: Message, envelope: Envelope) -> AdapterUpdate:
     return decode_update(payload_of(reply), envelope, **AS_IT_IS, max_bytes=2**31)
 
@@ -63,9 +71,9 @@ def altered_update(run: RunFolder, change: Callable[[AdapterUpdate], AdapterUpda
 
     def alter(reply: Message) -> Message:
         number = int(reply.metadata.group_id)
-        honest = Envelope(spec=run.spec(), run=run.name, round=number)
+        honest = Envelope(spec=sent(run, number), run=run.name, round=number)
         update = change(decoded(reply, honest))
-        forged = Envelope(**{"spec": run.spec(), "run": run.name, "round": number} | envelope)
+        forged = replace(honest, **envelope)
         inspected = InspectedUpdate(
             spec=update.spec, values=update.values, num_examples=update.num_examples
         )
@@ -140,22 +148,26 @@ def test_a_bad_update_is_refused_by_name_and_the_rest_is_folded(small_recipe, tm
     assert torch.isfinite(run.load().adapter.values).all()
 
 
-def test_an_outsized_update_is_refused_from_the_second_round_on(small_recipe, tmp_path):
-    """Above max_update_norm times the last round's median norm, an update does not count."""
-    recipe = small_recipe(*SHORT)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("number", "median"), [("1", "this round's"), ("2", "the last round's")])
+def test_an_outsized_update_is_refused_in_any_round(
+    small_recipe, tmp_path, monkeypatch, method, number, median
+):
+    """Above max_update_norm times the median norm, an update does not count, by any method."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "sites"))
+    recipe = small_recipe(*SHORT, f"federation.method={method}", "federation.local_steps=1")
     run = start(plan(recipe), runs=tmp_path)
-    rounds = []
 
-    def in_round_two(reply: Message) -> Message:
-        rounds.append(reply.metadata.group_id)
-        factor = 1e6 if reply.metadata.group_id == "2" else 1.0
+    def once(reply: Message) -> Message:
+        factor = 1e6 if reply.metadata.group_id == number else 1.0
         return altered_update(run, scaled(factor))(reply)
 
-    serve(HostileGrid(app, clients=2, alter=in_round_two), run.path, observe=lambda _: None)
-    first, second = run.records()[1:]
-    assert rounds == ["1", "2"]
-    assert {"north", "south"} == set(first["folded"])
-    assert "max_update_norm" in second["refused"][BAD]
+    serve(HostileGrid(app, clients=2, alter=once), run.path, observe=lambda _: None)
+    refused = [record["refused"] for record in run.records()[1:]]
+    assert list(refused[int(number) - 1]) == [BAD]
+    if method != "alternate" or number == "1":  # whose last round was of another factor
+        assert median in refused[int(number) - 1][BAD]
+    assert not refused[2 - int(number)]
 
 
 def test_a_client_that_fails_is_refused_with_its_own_reason(small_recipe, tmp_path, monkeypatch):

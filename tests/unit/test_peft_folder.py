@@ -258,6 +258,14 @@ def test_padding_has_a_limit(tmp_path):
     refuses(tmp_path / "adapter", "ranks up to 1000 differ too much")
 
 
+def test_patterns_and_configurations_have_a_limit(folder):
+    """Thousands of patterns, or megabytes of them, are no adapter."""
+    configure(folder, rank_pattern={f"m{number}": 2 for number in range(1001)})
+    refuses(folder, "rank_pattern")
+    configure(folder, rank_pattern={}, auto_mapping="x" * 2**20)
+    refuses(folder, "an adapter's configuration was expected")
+
+
 def test_the_base_may_be_named_by_the_reader(folder):
     """Then neither the folder's name for it nor its revision counts, nor need there be one."""
     configure(folder, base_model_name_or_path=None, revision="v1")

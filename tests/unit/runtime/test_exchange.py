@@ -44,6 +44,19 @@ def test_sites_are_met_by_name(names):
     }
 
 
+def test_replies_are_pulled_one_by_one(monkeypatch):
+    """A grid that has many ready must not put all of them into memory."""
+    asked, pull = [], InProcessGrid.pull_messages
+
+    def watched(self, message_ids):
+        asked.append(list(message_ids))
+        return pull(self, message_ids)
+
+    monkeypatch.setattr(InProcessGrid, "pull_messages", watched)
+    exchange_with("north", "south", "west").meet(TASK)
+    assert [len(identifiers) for identifiers in asked] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [

@@ -30,6 +30,13 @@ def test_an_instruction_carries_the_adapter_when_there_is_one():
     assert records.Task.of(told) == TASK
 
 
+@pytest.mark.parametrize("run", ["", "..", "../x", "/x", "a/b", "a" * 129, "a\n", "."])
+def test_a_run_that_could_leave_the_sites_folder_is_refused(run):
+    """A run's name becomes a folder's name at the site."""
+    with pytest.raises(WireError, match="run: a name of"):
+        records.Task.of(config(recipe="a", run=run, round=1))
+
+
 @pytest.mark.parametrize(
     "content",
     [
