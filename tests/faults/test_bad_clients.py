@@ -155,7 +155,7 @@ def test_an_outsized_update_is_refused_in_any_round(
 ):
     """Above max_update_norm times the median norm, an update does not count, by any method."""
     monkeypatch.setenv(FOLDER, str(tmp_path / "sites"))
-    recipe = small_recipe(*SHORT, f"federation.method={method}", "federation.local_steps=1")
+    recipe = small_recipe(*SHORT, f"federation.method={method}")
     run = start(plan(recipe), runs=tmp_path)
 
     def once(reply: Message) -> Message:
