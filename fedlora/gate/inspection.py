@@ -32,9 +32,10 @@ def inspect_update(
         )
     if not update.is_finite():
         broken = [tensor.name for tensor, values in update.factors() if not values.isfinite().all()]
+        others = f" and of {len(broken) - 1} other tensors" if broken[1:] else ""
         raise InspectionError(
-            f"{len(broken)} tensors of the update hold values that are not finite, {broken[0]} "
-            "first: the training diverged. Lower learning_rate."
+            f"Values of {broken[0]}{others} are not finite: the training diverged. Lower "
+            "learning_rate."
         )
     return InspectedUpdate(spec=update.spec, values=update.values, num_examples=update.num_examples)
 

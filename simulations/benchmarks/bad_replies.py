@@ -1,6 +1,6 @@
 """One bad client in five: what each of our methods does with its reply, and what Flower's do.
 
-Ours plays two rounds, the second with the bad reply, which is encoded as a forger would who knows
+Ours plays a round with the bad reply, which is encoded as a forger would who knows
 the format: where the tensors are others, the header still claims the right specification. Flower's
 strategies get the same values, as the arrays that they expect.
 """
@@ -38,7 +38,7 @@ from simulations.benchmarks.replies import (
 NAME = "bad replies not refused"
 CLIENTS, BAD = 5, 2
 NONE = "none"
-SHORT = ("federation.rounds=2", "federation.evaluate_every=0", "wire.codec=fp32")
+SHORT = ("federation.rounds=1", "federation.evaluate_every=0", "wire.codec=fp32")
 SPEC = adapter_spec(layers=1, width=64)
 
 _Attack = Callable[[InspectedUpdate], InspectedUpdate]
@@ -122,8 +122,11 @@ def show() -> Bar:
         name=NAME,
         ours=passed,
         peer=harmed,
-        ratio=passed / harmed,
-        unit="cases (ours of 42; Flower's of 28: died, or twice the usual error)",
+        ratio=passed / harmed if harmed else math.inf,
+        unit=(
+            f"cases (ours of {len(ATTACKS) * len(METHODS)}; Flower's of "
+            f"{len(ATTACKS) * len(STRATEGIES)}: died, or twice the usual error)"
+        ),
         n=1,
         holds=passed == 0,
     )
@@ -150,12 +153,12 @@ def _refusal(method: Method, attack: str) -> str:
             envelope = Envelope(spec=SPEC, run=run.name, round=number)
             envelope = records.envelope_of_update(envelope, recipe, site)
             update = _honest(envelope.spec, recipe.site_names.index(site))
-            bad = site == recipe.site_names[BAD] and number == 2
+            bad = site == recipe.site_names[BAD]
             return _encoded(ATTACKS[attack](update) if bad else update, envelope)
 
         grid = ForgetfulGrid(app_of(recipe, payload), clients=CLIENTS)
         FederatedLora(run, grid, observe=lambda _: None).start(grid)
-        record = run.records()[2]
+        record = run.records()[1]
     honest = set(recipe.site_names) - {recipe.site_names[BAD]}
     reason = record["refused"].get(recipe.site_names[BAD], "")
     return str(reason) if set(record["folded"]) == honest else ""
