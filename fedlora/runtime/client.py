@@ -11,9 +11,10 @@ from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.gate.inspection import inspect_metrics, inspect_update
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
+from fedlora.runtime.error_feedback import add_lost, keep_lost
+from fedlora.runtime.personal import keep_personal, with_personal
 from fedlora.runtime.site import Site
 from fedlora.runtime.site_memory import SiteMemory
-from fedlora.sections import Codec
 from fedlora.wire.codec import (
     Envelope,
     decode_state,
@@ -21,10 +22,6 @@ from fedlora.wire.codec import (
     encode_trained,
     encode_update,
 )
-from fedlora.wire.encodings import rounded
-
-_PERSONAL = "personal"
-"""Name under which a site remembers its personal factors."""
 
 
 def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -40,13 +37,11 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     envelope = records.envelope_of_update(envelope, recipe, site.name)
     payload = records.unpack(content)
     trained = decode_trained(payload, envelope, max_bytes=recipe.wire.max_bytes)
-    if _feeds_back(recipe):
-        _add_lost(trained, memory, envelope)
-    update = inspect_update(trained, spec=envelope.spec, max_examples=recipe.max_examples)
+    whole = add_lost(trained, recipe, memory, number=envelope.round)
+    update = inspect_update(whole, spec=envelope.spec, max_examples=recipe.max_examples)
     codec, compress = recipe.wire.codec, recipe.wire.compress
     payload = encode_update(update, envelope, codec=codec, compress=compress)
-    if _feeds_back(recipe):
-        _keep_lost(update, memory, envelope, codec=codec)
+    keep_lost(update, recipe, memory, number=envelope.round)
     return Message(records.reply(metrics, payload=payload), reply_to=message)
 
 
@@ -66,10 +61,8 @@ def train(message: Message, context: Context) -> Message:
     site, envelope = _open(message, context)
     received = _received(message, site, envelope, before=envelope.round)
     result = site.train_round(received, number=envelope.round)
-    if personal := site.recipe.federation.facts.personal:
-        kept = result.state.part(envelope.spec.part(personal))
-        memory = SiteMemory(site.name, envelope.run)
-        memory.keep(_PERSONAL, kept.values, number=envelope.round)
+    memory = SiteMemory(site.name, envelope.run)
+    keep_personal(result.state, site.recipe, memory, number=envelope.round)
     envelope = records.envelope_of_update(envelope, site.recipe, site.name)
     increment = result.state.part(envelope.spec).minus(received.part(envelope.spec))
     update = AdapterUpdate(spec=envelope.spec, values=increment, num_examples=result.examples)
@@ -107,44 +100,3 @@ def _received(message: Message, site: Site, envelope: Envelope, *, before: int) 
     payload = records.unpack(message.content)
     state = decode_state(payload, envelope, compress=wire.compress, max_bytes=wire.max_bytes)
     return with_personal(state, site.recipe, SiteMemory(site.name, envelope.run), before=before)
-
-
-def with_personal(
-    state: AdapterState, recipe: Recipe, memory: SiteMemory, *, before: int
-) -> AdapterState:
-    """Return the global adapter as a site uses it, with the factors that it keeps to itself.
-
-    Raises:
-        RunError: what the site remembers cannot be read.
-    """
-    personal = recipe.federation.facts.personal
-    kept = memory.recall(_PERSONAL, before=before) if personal else None
-    if kept is None:
-        return state
-    part = state.spec.part(personal)
-    values = kept - state.part(part).values
-    return state.plus(AdapterUpdate(spec=part, values=values, num_examples=1))
-
-
-def _feeds_back(recipe: Recipe) -> bool:
-    """Tell whether what rounding loses in a round is added in the next: if values keep meaning."""
-    return recipe.wire.codec == "nf4" and recipe.keeps_gauge
-
-
-def _add_lost(update: AdapterUpdate, memory: SiteMemory, envelope: Envelope) -> None:
-    """Add what rounding lost the last time that these factors were sent."""
-    lost = memory.recall(_lost(envelope), before=envelope.round)
-    if lost is not None:
-        update.values.add_(lost)
-
-
-def _keep_lost(
-    update: AdapterUpdate, memory: SiteMemory, envelope: Envelope, *, codec: Codec
-) -> None:
-    """Keep what rounding loses of the update (error feedback, Seide et al. 2014)."""
-    lost = update.values - rounded(update.values, update.spec, codec=codec)
-    memory.keep(_lost(envelope), lost, number=envelope.round)
-
-
-def _lost(envelope: Envelope) -> str:
-    return "lost-" + "".join(sorted({tensor.factor for tensor in envelope.spec.tensors}))

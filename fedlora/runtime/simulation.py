@@ -6,10 +6,11 @@ from pathlib import Path
 from fedlora import atomic
 from fedlora.errors import RunError
 from fedlora.peft_folder import write_peft_folder
-from fedlora.runtime.client import app, with_personal
+from fedlora.runtime.client import app
 from fedlora.runtime.comparison import train_baselines
 from fedlora.runtime.events import Observer
 from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.personal import with_personal
 from fedlora.runtime.plan import Plan, plan
 from fedlora.runtime.ray_engine import run_on_ray
 from fedlora.runtime.report import write_report
