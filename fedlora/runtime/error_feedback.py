@@ -1,4 +1,4 @@
-"""What rounding an update loses is added to the site's next one, where a value still means that.
+"""What rounding loses of an update is added to the next, where values still mean the same.
 
 Seide et al. 2014, doi:10.21437/Interspeech.2014-274, section 3.
 """
