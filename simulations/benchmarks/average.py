@@ -8,6 +8,7 @@ spool stands beside it, and with the spool in the temporary folder. The bad repl
 ``bad_replies.py``.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +115,7 @@ def _stepped(start: AdapterState, payloads: Sequence[bytes], spool: Spool) -> Ad
         global_adapter=start,
         aggregator=new_aggregator(_RECIPE.federation, attackers=0),
         spool=spool,
-        max_norm=None,
+        max_norm=math.inf,  # as after the first round, whose fold waits for all
     )
     fold.begin()
     for site, payload in zip(fold.cohort, payloads, strict=True):
