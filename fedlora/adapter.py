@@ -107,13 +107,11 @@ class AdapterSpec:
         A part scales its products as the whole does; a rank above the adapter's own makes it wider.
         """
         rank = rank or self.rank
-        kept = (tensor for tensor in self.tensors if tensor.factor in factors)
-        return replace(
-            self,
-            rank=rank,
-            alpha=self.scaling * rank if rank != self.rank else self.alpha,
-            tensors=tuple(tensor.with_rank(rank) for tensor in kept),
-        )
+        kept = tuple(tensor for tensor in self.tensors if tensor.factor in factors)
+        if rank == self.rank:  # the whole is itself: its digest is known
+            return self if kept == self.tensors else replace(self, tensors=kept)
+        tensors = tuple(tensor.with_rank(rank) for tensor in kept)
+        return replace(self, rank=rank, alpha=self.scaling * rank, tensors=tensors)
 
     def require_same(self, other: Self) -> None:
         """Do nothing if ``other`` is the same specification.
@@ -237,7 +235,7 @@ class AdapterState(_Adapter):
         if spec.digest == self.spec.digest:
             return self
         part = type(self)(spec=spec, values=torch.zeros(spec.size))
-        for into, values in _overlap(part, self):
+        for into, values in overlap(part, self):
             into.copy_(values)
         return part
 
@@ -260,7 +258,7 @@ class AdapterState(_Adapter):
         """
         whole = self.part(self.spec.part(rank=max(self.spec.rank, update.spec.rank)))
         result = type(self)(spec=whole.spec, values=whole.values.clone())
-        for increment, values in _overlap(update, result):
+        for increment, values in overlap(update, result):
             values.add_(increment)
         return result
 
@@ -278,7 +276,7 @@ class InspectedUpdate(AdapterUpdate):
     """An update that the gate let pass; only such a one is encoded for the network."""
 
 
-def _overlap(part: _Adapter, whole: _Adapter) -> Iterator[tuple[Tensor, Tensor]]:
+def overlap(part: _Adapter, whole: _Adapter) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield views of what each factor of ``part`` and its counterpart in ``whole`` share.
 
     Raises:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Method = Literal["product", "average", "freeze-a", "alternate", "refresh", "share-a"]
+OfflineMethod = Literal["product", "average", "concat"]
 Robust = Literal[
     "none",
     "norm-bound",

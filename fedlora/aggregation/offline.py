@@ -3,15 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from fedlora import products
 from fedlora.adapter import AdapterSpec, AdapterState, TensorSpec
 from fedlora.errors import AdapterError
+from fedlora.methods import OfflineMethod
 
-Method = Literal["product", "average", "concat"]
 Terms = Sequence[tuple[float, AdapterState]]
 
 _ZERO = 1e-7
@@ -46,7 +45,7 @@ class Mixture:
 
 
 def combine(
-    ingredients: Sequence[Ingredient], *, method: Method = "product", rank: int | None = None
+    ingredients: Sequence[Ingredient], *, method: OfflineMethod = "product", rank: int | None = None
 ) -> Mixture:
     """Return one adapter for the weighted mean of products, ``Σ wᵢ scalingᵢ Bᵢ Aᵢ / Σ wᵢ``.
 
@@ -158,7 +157,7 @@ def _full_rank(spec: AdapterSpec) -> int:
     return max(sides.values())
 
 
-def _require_rank(rank: int | None, *, method: Method, most: int) -> None:
+def _require_rank(rank: int | None, *, method: OfflineMethod, most: int) -> None:
     if rank is None:
         return
     if method != "product":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedlora import products
-from fedlora.adapter import AdapterState, AdapterUpdate
+from fedlora.adapter import AdapterState, AdapterUpdate, overlap
 from fedlora.aggregation.round import Round, added, opened
 from fedlora.errors import AdapterError
 
@@ -88,9 +88,8 @@ class Product:
                 up.mul_(self._untrained / current.weight)
             self._mix(rest, weight=1.0, keep=1.0)
             del rest
-        for (_, into), (_, values) in zip(mean.factors(), before.factors(), strict=True):
-            rows, columns = values.shape
-            into[:rows, :columns].sub_(values)
+        for values, into in overlap(before, mean):
+            into.sub_(values)
         self._round = self._mean = None
         return AdapterUpdate(spec=mean.spec, values=mean.values, num_examples=current.num_examples)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlora import products
-from fedlora.adapter import AdapterState, AdapterUpdate
+from fedlora.adapter import AdapterState, AdapterUpdate, overlap
 from fedlora.errors import AdapterError
 
 _UNNOTICED = 1e-6
@@ -203,9 +203,8 @@ def _moved(global_adapter: AdapterState, update: AdapterUpdate) -> AdapterState:
     if rank < global_adapter.spec.rank:
         return global_adapter.plus(update)
     moved = AdapterState(spec=update.spec, values=update.values)
-    for (_, into), (_, values) in zip(moved.factors(), global_adapter.factors(), strict=True):
-        rows, columns = values.shape
-        into[:rows, :columns].add_(values)
+    for values, into in overlap(global_adapter, moved):
+        into.add_(values)
     return moved
 
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora.errors import AdapterError, StorageError
+from fedlora.methods import OfflineMethod
 
 if TYPE_CHECKING:
     from fedlora.adapter import AdapterState
     from fedlora.aggregation.offline import Ingredient, Mixture
-
-Method = Literal["product", "average", "concat"]
 
 _ROUNDING = 1e-6
 """Relative error that float32 alone makes."""
@@ -39,7 +38,7 @@ def combine(
         ),
     ] = None,
     method: Annotated[
-        Method,
+        OfflineMethod,
         typer.Option(
             help="product: best adapter of one rank; average: mean of A and of B; concat: factors "
             "stacked, exact."
@@ -122,7 +121,7 @@ def _print_table(ingredients: Sequence["Ingredient"], mixture: "Mixture", *, out
     typer.echo(f"\nWritten to {out} ({written}).")
 
 
-def _print_error(mixture: "Mixture", *, method: Method) -> None:
+def _print_error(mixture: "Mixture", *, method: OfflineMethod) -> None:
     """Print how far the products of the result are from the weighted mean of the adapters'."""
     if mixture.error < _ROUNDING:
         typer.echo("It is the weighted mean of what the adapters change, exact up to rounding.")

@@ -24,11 +24,11 @@ from fedlora.runtime.findings import MANY_SITES
 Points = Mapping[int, float]
 """Values by round; what is not finite is left out."""
 
-_INK, _MUTED, _GRID, _CARD = "#1c1f24", "#5f6670", "#e3e5e8", "#ffffff"
+INK, MUTED, GRID, CARD = "#1c1f24", "#5f6670", "#e3e5e8", "#ffffff"
 # Okabe and Ito's colours, then two of Paul Tol's: distinct in every kind of colour vision.
-_BLUE, _RED, _GREEN, _PINK, _ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
-_SITES = (_BLUE, _RED, _GREEN, _PINK, _ORANGE, "#56b4e9", "#882255", "#999933")
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _CARD: "card"} | {
+BLUE, RED, GREEN, PINK, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
+_SITES = (BLUE, RED, GREEN, PINK, ORANGE, "#56b4e9", "#882255", "#999933")
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", CARD: "card"} | {
     colour: f"series-{number}" for number, colour in enumerate(_SITES, start=1)
 }
 _WIDTH = 8.8
@@ -37,14 +37,14 @@ _FONT_SIZE = 8.5
 _LABEL_LENGTH = 24
 _MARKED_ROUNDS = 40
 """Most points of a line that are marked one by one."""
-_STYLE: dict[Any, Any] = {  # matplotlib lists all keys in its type
+STYLE: dict[Any, Any] = {  # matplotlib lists all keys in its type
     "svg.fonttype": "none",
     "svg.hashsalt": "fedlora",
     "text.parse_math": False,  # a name is never a formula
     "font.size": _FONT_SIZE,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _MUTED,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -53,21 +53,21 @@ _STYLE: dict[Any, Any] = {  # matplotlib lists all keys in its type
     "axes.axisbelow": True,
     "axes.titlelocation": "left",
     "axes.titlesize": _FONT_SIZE,
-    "axes.titlecolor": _MUTED,
-    "grid.color": _GRID,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "axes.titlecolor": MUTED,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "lines.markeredgecolor": _CARD,
+    "lines.markeredgecolor": CARD,
     "lines.markeredgewidth": 0.7,
 }
 _MARKS: Mapping[str, Mapping[str, Any]] = {
-    "base": {"label": "base", "marker": "o", "s": 40, "c": _CARD, "edgecolors": _MUTED},
-    "alone": {"label": "site alone", "marker": "D", "s": 34, "c": _ORANGE},
-    "pooled": {"label": "all data pooled", "marker": "|", "s": 190, "c": _GREEN, "linewidths": 2.6},
-    "federated": {"label": "federated", "marker": "o", "s": 60, "c": _BLUE, "edgecolors": _CARD},
+    "base": {"label": "base", "marker": "o", "s": 40, "c": CARD, "edgecolors": MUTED},
+    "alone": {"label": "site alone", "marker": "D", "s": 34, "c": ORANGE},
+    "pooled": {"label": "all data pooled", "marker": "|", "s": 190, "c": GREEN, "linewidths": 2.6},
+    "federated": {"label": "federated", "marker": "o", "s": 60, "c": BLUE, "edgecolors": CARD},
 }
 """From back to front. Shapes differ too: two marks are often in one place."""
 
@@ -99,7 +99,7 @@ def loss_by_round(
     """
     sites = {site: _finite(points) for site, points in sites.items()}
     summary = _finite(summary)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height))
         axes = figure.add_subplot(xlabel="round", title="nats per token")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
@@ -114,7 +114,7 @@ def loss_by_round(
                 if points
             ]
         if summary:
-            ends.append(_line(axes, summary, label=summary_label, colour=_INK, bold=True))
+            ends.append(_line(axes, summary, label=summary_label, colour=INK, bold=True))
         room = _room([end.label for end in ends]) + 0.03
         _margins(figure, left=0.055, right=1 - room, bottom=0.42, top=0.28)
         _label(axes, ends, points_high=72 * (height - 0.7))
@@ -131,19 +131,19 @@ def loss_by_training(rows: Mapping[str, Mapping[str, float]]) -> Markup:
     Returns:
         An ``<svg>`` element.
     """
-    with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure = Figure(figsize=(_WIDTH, 0.86 + 0.29 * len(rows)))
         axes = figure.add_subplot(xlabel="held-out loss, nats per token (lower is better)")
         for y, losses in enumerate(rows.values()):
             finite = [loss for loss in losses.values() if math.isfinite(loss)]
             if finite:
-                axes.plot([min(finite), max(finite)], [y, y], color=_GRID, linewidth=3, zorder=1)
+                axes.plot([min(finite), max(finite)], [y, y], color=GRID, linewidth=3, zorder=1)
         for depth, (key, style) in enumerate(_MARKS.items(), start=2):
             values = [losses.get(key, math.nan) for losses in rows.values()]
             if any(map(math.isfinite, values)):
                 axes.scatter(values, range(len(rows)), zorder=depth, **style)
         names = [_short(row) for row in rows]
-        axes.set_yticks(range(len(rows)), names, color=_INK)
+        axes.set_yticks(range(len(rows)), names, color=INK)
         axes.get_yticklabels()[0].set_fontweight("bold")
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.legend(
@@ -205,7 +205,7 @@ def _bands(axes: Axes, sites: Mapping[str, Points]) -> None:
     )
     for low, high in ((0, 3), (1, 2)):
         edges = quantiles[:, low], quantiles[:, high]
-        axes.fill_between(rounds, *edges, color=_BLUE, alpha=0.2, linewidth=0)
+        axes.fill_between(rounds, *edges, color=BLUE, alpha=0.2, linewidth=0)
 
 
 def _label(axes: Axes, ends: Sequence[_End], *, points_high: float) -> None:

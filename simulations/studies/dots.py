@@ -12,33 +12,17 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_INK, _MUTED, _GRID, _CARD = "#1c1f24", "#5f6670", "#e3e5e8", "#ffffff"
-BLUE, RED, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
+from fedlora.runtime.plots import BLUE, CARD, GREEN, INK, MUTED, STYLE
+
 _WIDTH = 8.8
 _ROW = 0.27
 """Inches."""
 _FONT_SIZE = 8.5
-_STYLE: dict[Any, Any] = {  # matplotlib lists all keys in its type
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedlora",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": _FONT_SIZE,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _MUTED,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _MUTED,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
+_STYLE = STYLE | {
+    "font.family": "sans-serif",  # the report has its page's
+    "axes.grid.axis": "both",
     "xtick.minor.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
+    "ytick.color": INK,
 }
 
 Marks = Mapping[str, Sequence[float]]
@@ -62,8 +46,8 @@ class Panel:
 
 
 SEEDS: Mapping[str, Style] = {
-    "seed": {"marker": "o", "s": 11, "c": _MUTED},
-    "mean": {"marker": "o", "s": 52, "c": BLUE, "edgecolors": _CARD},
+    "seed": {"marker": "o", "s": 11, "c": MUTED},
+    "mean": {"marker": "o", "s": 52, "c": BLUE, "edgecolors": CARD},
 }
 
 
@@ -84,7 +68,7 @@ def draw(
     """
     with mpl.rc_context(_STYLE):
         height = 0.9 + _ROW * len(rows)
-        figure = Figure(figsize=(_WIDTH, height), facecolor=_CARD)
+        figure = Figure(figsize=(_WIDTH, height), facecolor=CARD)
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(all_axes, panels, strict=True):
             _fill(axes, panel, rows=rows, styles=styles)

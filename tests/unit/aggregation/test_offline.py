@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora.adapter import AdapterState
-from fedlora.aggregation.offline import Ingredient, Method, Mixture, combine
+from fedlora.aggregation.offline import Ingredient, Mixture, combine
 from fedlora.errors import AdapterError
+from fedlora.methods import OfflineMethod
 from tests.oracles import dense_products, nearest_of_rank
 from tests.strategies import make_spec, make_state
 
 SIDES = {"model.layers.0.q_proj": (6, 5), "model.layers.0.up_proj": (5, 7), "lm_head": (5, 9)}
-METHODS: tuple[Method, ...] = ("product", "average", "concat")
+METHODS: tuple[OfflineMethod, ...] = ("product", "average", "concat")
 
 
 def ingredients(*states: AdapterState, weights: list[float] | None = None) -> list[Ingredient]:
