@@ -1,9 +1,6 @@
 """What every method of aggregation offers."""
 
-from collections.abc import Mapping
 from typing import Protocol
-
-from torch import Tensor
 
 from fedlora.adapter import AdapterState, AdapterUpdate
 
@@ -43,9 +40,3 @@ class Aggregator(Protocol):
         Raises:
             AdapterError: no update was added.
         """
-
-    def state(self) -> Mapping[str, Tensor]:
-        """Return what a checkpoint between two rounds must keep."""
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint's state."""

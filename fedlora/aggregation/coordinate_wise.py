@@ -3,7 +3,7 @@
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -69,12 +69,6 @@ class TrimmedMean:
         self._round = None
         self._forget()
         return AdapterUpdate(spec=rows.spec, values=values, num_examples=current.num_examples)
-
-    def state(self) -> Mapping[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Do nothing: nothing is remembered between rounds."""
 
     def _forget(self) -> None:
         if self._rows:

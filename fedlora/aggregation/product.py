@@ -1,9 +1,6 @@
 """The weighted mean of products B·A: what averaging LoRA means."""
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
 from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate, overlap
@@ -92,12 +89,6 @@ class Product:
             into.sub_(values)
         self._round = self._mean = None
         return AdapterUpdate(spec=mean.spec, values=mean.values, num_examples=current.num_examples)
-
-    def state(self) -> Mapping[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Do nothing: a mean remembers nothing between rounds."""
 
     def _mix(self, term: AdapterState, *, weight: float, keep: float) -> None:
         """Make the mean ``keep * mean + weight * term``, in place and cut to its rank."""

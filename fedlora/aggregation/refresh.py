@@ -1,9 +1,5 @@
 """FedSVD: as freeze-a, but A is turned after each round to where the product points."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation.aggregator import Aggregator
@@ -54,9 +50,3 @@ class Refresh:
         return AdapterUpdate(
             spec=state.spec, values=turned.sub_(before.values), num_examples=update.num_examples
         )
-
-    def state(self) -> Mapping[str, Tensor]:
-        return self._inner.state()
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._inner.restore(state)

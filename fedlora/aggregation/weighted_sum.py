@@ -1,10 +1,8 @@
 """What the methods share whose round is a weighted sum of what the clients send."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation.round import Round, added, opened
@@ -47,9 +45,3 @@ class WeightedSum:
         current, mean = opened(self._round), added(self._mean)
         self._round = self._mean = None
         return AdapterUpdate(spec=mean.spec, values=mean.values, num_examples=current.num_examples)
-
-    def state(self) -> Mapping[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Do nothing: a mean remembers nothing between rounds."""

@@ -78,4 +78,3 @@ def test_a_round_must_be_begun_and_hold_an_update():
     aggregator.finish()
     with pytest.raises(AdapterError, match="not begun"):
         aggregator.finish()
-    aggregator.restore(aggregator.state())
