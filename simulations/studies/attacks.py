@@ -103,13 +103,17 @@ class HostileGrid(InProcessGrid):
         super().__init__(app, clients=self._clients)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the next reply; those of attackers come last, and altered."""
-        waiting = [i for i in message_ids if i in self._waiting]
-        waiting.sort(key=lambda i: self._waiting[i].metadata.dst_node_id > self._honest)
-        for reply in super().pull_messages(waiting):
+        """Return the next reply; an attacker's is altered, and not there before all others are."""
+        asked = {i: self._waiting[i] for i in message_ids if i in self._waiting}
+        if any(map(self._is_honest, self._waiting.values())):
+            asked = {i: message for i, message in asked.items() if self._is_honest(message)}
+        for reply in super().pull_messages(asked):
             if reply.metadata.message_type == "train" and not reply.has_error():
                 self._intercept(reply)
             yield reply
+
+    def _is_honest(self, message: Message) -> bool:
+        return message.metadata.dst_node_id <= self._honest
 
     def _intercept(self, reply: Message) -> None:
         """Remember what an honest client sent; replace what an attacker sent."""

@@ -5,11 +5,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 
 from fedlora import products
 from fedlora.adapter import AdapterUpdate
+from fedlora.runtime.plan import plan
+from fedlora.runtime.simulation import start
 from simulations.studies.__main__ import STUDIES
-from simulations.studies.attacks import ATTACKS, Sight
+from simulations.studies.attacks import ATTACKS, HostileGrid, Sight
 from simulations.studies.page import write_page
 from simulations.studies.trials import Outcome, Result, Trial, play_all, play_and_keep
 from tests.strategies import make_state, make_update
@@ -40,6 +43,16 @@ def test_alie_is_as_far_out_as_its_paper_says(attackers, deviations):
     values = torch.stack([update.values for update in honest])
     expected = values.mean(dim=0) - deviations * values.std(dim=0)
     torch.testing.assert_close(sent("ALIE", sight).values, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_attackers_answer_last(small_recipe, tmp_path):
+    """However the aggregator asks: an attacker has no reply while an honest client owes its own."""
+    run = start(plan(small_recipe()), runs=tmp_path)
+    grid = HostileGrid(run, attack=ATTACKS["none"], attackers=1)
+    messages = [Message(RecordDict(), node, "query", group_id="1") for node in (2, 1)]
+    hostile, honest = grid.push_messages(messages)
+    replies = [len(list(grid.pull_messages([i]))) for i in (hostile, honest, hostile)]
+    assert replies == [0, 1, 1]
 
 
 @pytest.mark.parametrize("name", STUDIES)
