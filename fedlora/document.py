@@ -135,12 +135,13 @@ class Document:
         where = next((self.places[p] for p in ancestors if p in self.places), self.source)
         key = _dotted(path)
         if error["type"] == "extra_forbidden":
-            names = _keys_at(path[:-1], model)
+            names = sorted(_section_at(path[:-1], model).model_fields)
             near = difflib.get_close_matches(str(path[-1]), names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}."
             return f"{where}: {key} is not a recipe key; {hint}"
         if error["type"] == "missing":
-            return f"{where}: {key} is missing."
+            hint = _section_at(path[:-1], model).model_fields[str(path[-1])].description
+            return f"{where}: {key} is missing{f': {hint}' if hint else ''}."
         message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
         message = message[0].lower() + message[1:]
         if error["type"] == "value_error":
@@ -183,14 +184,14 @@ def _key_path(error: ErrorDetails) -> _Path:
     return (*(part for part in known if not _BRANCH.search(str(part))), *unknown)
 
 
-def _keys_at(path: _Path, model: type[BaseModel]) -> list[str]:
-    """Return the known keys of the section at ``path``."""
+def _section_at(path: _Path, model: type[BaseModel]) -> type[BaseModel]:
+    """Return the model of the section at ``path``."""
     for part in path:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
             candidates = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
             model = next(a for a in candidates if issubclass(a, BaseModel))
-    return sorted(model.model_fields)
+    return model
 
 
 def _dotted(path: _Path) -> str:

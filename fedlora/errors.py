@@ -9,6 +9,7 @@
     ├── AdapterError       an adapter's tensors are not what its specification says
     ├── WireError          bytes from the network are not the adapter that was expected
     ├── InspectionError    the gate refuses to let a reply leave the site
+    ├── BudgetError        a privacy budget does not allow what is asked, or its ledger is not whole
     ├── RunError           a run cannot start, go on, or be resumed
     └── StorageError       a file cannot be written: no permission, no space
 
@@ -43,6 +44,10 @@ class WireError(FedloraError):
 
 class InspectionError(FedloraError):
     """The gate refuses to let a reply leave the site."""
+
+
+class BudgetError(FedloraError):
+    """A privacy budget does not allow what is asked, or its ledger is not whole."""
 
 
 class RunError(FedloraError):

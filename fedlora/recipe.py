@@ -5,15 +5,24 @@ All of it is resolved and checked before anything is loaded.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from fedlora.document import Document, write_yaml
 from fedlora.errors import RecipeError
-from fedlora.sections import Count, Dataset, Federation, Name, Section, Simulation, Wire
+from fedlora.sections import (
+    Count,
+    Dataset,
+    Federation,
+    Name,
+    Privacy,
+    Section,
+    Simulation,
+    Wire,
+)
 
 EMBEDDED = "embedded"
 """Base model that means the small model inside the package."""
@@ -49,13 +58,30 @@ class Recipe(Section):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1
+    """Largest norm of a step's gradient; under ``privacy.unit: example``, of each example's."""
     gradient_checkpointing: bool = False
     bf16: Literal["auto"] | bool = "auto"
     """Compute in bfloat16 over float32 adapters; ``auto``: where the processor has it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    privacy: Privacy = Field(
+        description="say what is promised, such as privacy: {unit: none} or the unit example"
+    )
     federation: Federation = Federation()
     wire: Wire = Wire()
     simulation: Simulation = Simulation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _private_runs_freeze_a(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was written
+        """Take the method that suits noise best, unless one is named."""
+        if not isinstance(values, Mapping):
+            return values
+        privacy, federation = values.get("privacy"), values.get("federation") or {}
+        if not (isinstance(privacy, Mapping) and isinstance(federation, Mapping)):
+            return values
+        if privacy.get("unit") not in {"example", "client"} or "method" in federation:
+            return values
+        return {**values, "federation": {**federation, "method": "freeze-a"}}
 
     @model_validator(mode="after")
     def _sites_are_consistent(self) -> Self:
@@ -116,6 +142,20 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _privacy_fits(self) -> Self:
+        if self.privacy.unit != "none" and self.simulation.compare:
+            raise ValueError(
+                "simulation.compare prints what data without noise gives, which "
+                f"privacy.unit: {self.privacy.unit} forbids: set it to false"
+            )
+        self.privacy.require_fit(
+            self.federation,
+            records={site: self.records_of(site) for site in self.site_names},
+            batch_size=self.batch_size,
+        )
+        return self
+
     @property
     def site_names(self) -> tuple[str, ...]:
         """The sites in the order in which the datasets name them, or ``site-1`` and so on."""
@@ -136,6 +176,15 @@ class Recipe(Section):
         """Return the rank that a site trains."""
         ranks = {dataset.site: dataset.lora_r for dataset in self.datasets}
         return ranks.get(site) or self.lora_r
+
+    def records_of(self, site: str) -> int | None:
+        """Return how many training records a site declares, if that was asked."""
+        declared = [dataset.records for dataset in self.datasets if dataset.site == site]
+        return sum(filter(None, declared)) or self.privacy.records
+
+    def sampling_rate(self, site: str) -> float:
+        """Return the probability with which each record of a site is in a step's batch."""
+        return self.batch_size / (self.records_of(site) or self.batch_size)
 
     @property
     def attackers(self) -> int:

@@ -1,5 +1,6 @@
 """The sections of a recipe, each a frozen, validated value."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -42,6 +43,8 @@ class Dataset(Section):
     """The site that holds this data; without it the rows are dealt out among all sites."""
     lora_r: Count | None = None
     """Rank that this site trains; by default the recipe's."""
+    records: Count | None = None
+    """Training records of this site, as it declares them; by default ``privacy.records``."""
 
     @model_validator(mode="after")
     def _packages_are_of_the_standard_library(self) -> Self:
@@ -50,9 +53,10 @@ class Dataset(Section):
         return self
 
     @model_validator(mode="after")
-    def _rank_is_of_a_site(self) -> Self:
-        if self.lora_r and not self.site:
-            raise ValueError("lora_r is the rank of a site: name the site too")
+    def _facts_are_of_a_site(self) -> Self:
+        for key in ("lora_r", "records"):
+            if getattr(self, key) and not self.site:
+                raise ValueError(f"{key} is of a site: name the site too")
         return self
 
 
@@ -122,6 +126,103 @@ class Federation(Section):
     def facts(self) -> MethodFacts:
         """What holds for the method."""
         return METHODS[self.method]
+
+
+class Privacy(Section):
+    """What is promised, and to whom; ``unit`` has no default, so that each recipe says it."""
+
+    unit: Literal["none", "example", "client"]
+    """What differential privacy hides: nothing, one training record, or all data of one client."""
+    epsilon: Annotated[float, Field(gt=0, le=50)] | None = None
+    """What the whole run may cost; the noise follows."""
+    delta: Annotated[float, Field(gt=0, le=1e-2)] | None = None
+    records: Count | None = None
+    """Training records of each site, as declared: a rounded number, which becomes public."""
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Move the clip of single gradients, from ``max_grad_norm`` on, to this quantile of their
+    norms."""
+    evaluation_noise: Annotated[float, Field(gt=0)] | None = None
+    """Noise multiplier of each evaluation; without it nothing is evaluated."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of a client's update (unit ``client``)."""
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_unit(self) -> Self:
+        needed, allowed = _PRIVACY_KEYS[self.unit]
+        given = {key for key in type(self).model_fields if getattr(self, key) is not None}
+        for key in sorted(needed - given):
+            raise ValueError(f"unit: {self.unit} needs {key}")
+        for key in sorted(given - needed - allowed - {"unit"}):
+            raise ValueError(f"{key} has no effect with unit: {self.unit}: remove it")
+        return self
+
+    def require_fit(
+        self, federation: Federation, *, records: Mapping[str, int | None], batch_size: int
+    ) -> None:
+        """Do nothing if the run can keep what is promised.
+
+        Args:
+            federation: how the run goes.
+            records: what each site declares.
+            batch_size: records that a step draws on average.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.unit == "example":
+            self._require_examples(federation, records=records, batch_size=batch_size)
+        elif any(records.values()):
+            raise ValueError("records has no effect without privacy.unit: example: remove it")
+        if self.unit == "client":
+            self._require_sums(federation)
+
+    def _require_examples(
+        self, federation: Federation, *, records: Mapping[str, int | None], batch_size: int
+    ) -> None:
+        for site, count in records.items():
+            if not count:
+                raise ValueError(
+                    f"privacy.unit: example needs the number of training records of {site}: "
+                    "declare privacy.records, or records of its dataset"
+                )
+            if batch_size > count:
+                raise ValueError(
+                    f"a step draws {batch_size} records (micro_batch_size times "
+                    f"gradient_accumulation_steps), but {site} declares {count}"
+                )
+            if self.delta and self.delta * 10 * count > 1:
+                raise ValueError(
+                    f"privacy.delta is {self.delta:g}, but with {count} records at {site} at most "
+                    f"{1 / (10 * count):.1g} means anything"
+                )
+        if federation.evaluate_every and not self.evaluation_noise:
+            raise ValueError(
+                "each evaluation of private held-out rows costs privacy: set "
+                "privacy.evaluation_noise, or federation.evaluate_every: 0"
+            )
+
+    def _require_sums(self, federation: Federation) -> None:
+        sees = "looks at single updates, but privacy.unit: client may see their noised sum alone"
+        if not federation.facts.plain_sum:
+            raise ValueError(f"federation.method: {federation.method} {sees}: take freeze-a")
+        if federation.robust != "none":
+            raise ValueError(f"federation.robust: {federation.robust} {sees}: take none")
+        if federation.evaluate_every:
+            raise ValueError(
+                "an evaluation tells of single clients, which privacy.unit: client hides: set "
+                "federation.evaluate_every: 0"
+            )
+
+
+_PRIVACY_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "none": (frozenset(), frozenset()),
+    "example": (
+        frozenset({"epsilon", "delta"}),
+        frozenset({"records", "clip_quantile", "evaluation_noise"}),
+    ),
+    "client": (frozenset({"epsilon", "delta", "clip_norm"}), frozenset()),
+}
+"""The keys that a unit needs, and those that it takes besides."""
 
 
 class Wire(Section):

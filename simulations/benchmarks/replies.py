@@ -71,7 +71,7 @@ def _factors(inputs: int, outputs: int) -> Iterator[tuple[Factor, tuple[int, int
 
 def recipe_for(clients: int, *overrides: str) -> Recipe:
     """Return the default recipe for that many clients and the adapter above."""
-    text = "datasets: [{path: standard-library}]"
+    text = "{datasets: [{path: standard-library}], privacy: {unit: none}}"
     return Recipe.from_yaml(text, overrides=[*LORA, f"federation.sites={clients}", *overrides])
 
 

@@ -93,7 +93,9 @@ def test_the_base_is_named(folder):
 
 def test_peft_loads_what_is_written(network, tmp_path):
     """On the embedded base, PEFT changes each adapted weight by exactly scaling · B·A."""
-    recipe = Recipe.model_validate({"datasets": [{"path": "x"}], "lora_r": 4, "lora_alpha": 8})
+    recipe = Recipe.model_validate(
+        {"datasets": [{"path": "x"}], "privacy": {"unit": "none"}, "lora_r": 4, "lora_alpha": 8}
+    )
     spec = describe(recipe).spec
     generator = torch.Generator().manual_seed(0)
     state = AdapterState(spec=spec, values=0.05 * torch.randn(spec.size, generator=generator))

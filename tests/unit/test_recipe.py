@@ -15,6 +15,8 @@ TWO_SITES = "datasets: [{path: a, site: a}, {path: b, site: b}]\n"
 
 
 def read(text: str, *overrides: str) -> Recipe:
+    """Read a recipe; what it promises is said below the rest, if nowhere else."""
+    text = text if "privacy:" in text else f"{text}privacy: {{unit: none}}\n"
     return Recipe.from_yaml(text, source="r.yaml", overrides=overrides)
 
 
@@ -138,6 +140,7 @@ def test_any_recipe_reads_back_equal(
             "lora_target_modules": modules,
             "bf16": bf16,
             "datasets": [{"path": path, "site": site} for path, site in datasets],
+            "privacy": {"unit": "none"},
             "federation": {"round_timeout": timeout},
         }
     )
@@ -293,6 +296,90 @@ def test_mixed_ranks_need_a_method_that_takes_them():
     assert "take method: product" in refusal(data + "federation: {method: average}\n")
 
 
+# Privacy
+
+
+EXAMPLE = (
+    "{unit: example, epsilon: 8, delta: 1e-5, records: 1000}\nfederation: {evaluate_every: 0}\n"
+)
+CLIENT = "{unit: client, epsilon: 8, delta: 1e-5, clip_norm: 1}\n"
+
+
+def test_what_is_promised_must_be_said():
+    """Even that nothing is."""
+    with pytest.raises(RecipeError, match="privacy is missing: say what is promised"):
+        Recipe.from_yaml(LEAST)
+    assert "privacy.unit is missing" in refusal(LEAST + "privacy: {}\n")
+
+
+def test_a_private_run_freezes_a_unless_it_says_otherwise():
+    """The method that suits noise best is the default under privacy."""
+    recipe = read(f"{LEAST}privacy: {EXAMPLE}")
+    assert recipe.federation.method == "freeze-a"
+    assert read(LEAST).federation.method == "product"
+    other = read(f"{LEAST}privacy: {EXAMPLE}", "federation.method=product")
+    assert other.federation.method == "product"
+    assert read(recipe.to_yaml()) == recipe
+
+
+def test_the_sampling_rate_follows_from_what_is_declared():
+    """Expected batch over declared records, site by site."""
+    data = "datasets: [{path: a, site: a, records: 400}, {path: b, site: b}, {path: c, site: a}]\n"
+    recipe = read(f"{data}micro_batch_size: 4\nprivacy: {EXAMPLE}")
+    assert (recipe.records_of("a"), recipe.records_of("b")) == (400, 1000)
+    assert (recipe.sampling_rate("a"), recipe.sampling_rate("b")) == (0.01, 0.004)
+
+
+IMPOSSIBLE = {
+    "no budget": ("{unit: example, delta: 1e-5}", "unit: example needs epsilon"),
+    "a budget for nothing": ("{unit: none, epsilon: 8}", "epsilon has no effect with unit: none"),
+    "another unit's key": (
+        "{unit: client, epsilon: 8, delta: 1e-5, clip_norm: 1, records: 9}",
+        "records has no effect with unit: client",
+    ),
+    "absurd": ("{unit: example, epsilon: 51, delta: 1e-5}", "less than or equal to 50"),
+    "nothing declared": (
+        "{unit: example, epsilon: 8, delta: 1e-5}",
+        "needs the number of training records of site-1",
+    ),
+    "a batch of more than all": (
+        "{unit: example, epsilon: 8, delta: 1e-3, records: 7}",
+        "a step draws 8 records",
+    ),
+    "a delta that anybody may fall under": (
+        "{unit: example, epsilon: 8, delta: 1e-3, records: 1000}",
+        "at most 0.0001 means anything",
+    ),
+    "a query for free": (
+        "{unit: example, epsilon: 8, delta: 1e-5, records: 1000}",
+        "each evaluation of private held-out rows costs privacy",
+    ),
+    "exact comparison": (EXAMPLE + "simulation: {compare: true}", "prints what data without noise"),
+    "single updates": (
+        CLIENT + "federation: {method: product, evaluate_every: 0}",
+        "product looks at single updates",
+    ),
+    "a rule that sees single updates": (
+        CLIENT + "federation: {robust: norm-bound, evaluate_every: 0}",
+        "norm-bound looks at single updates",
+    ),
+    "evaluation of single clients": (CLIENT, "an evaluation tells of single clients"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_a_promise_that_cannot_be_kept_is_refused(case):
+    """Before anything is loaded, with the reason."""
+    text, says = IMPOSSIBLE[case]
+    assert says in refusal(f"{LEAST}privacy: {text}\n")
+
+
+def test_records_belong_to_a_site():
+    """And mean something under example-level privacy alone."""
+    assert "name the site too" in refusal("datasets: [{path: a, records: 5}]\n")
+    assert "has no effect" in refusal("datasets: [{path: a, site: a, records: 5}]\n")
+
+
 # Errors
 
 
@@ -390,7 +477,8 @@ def test_what_is_not_a_recipe_s_yaml_is_refused(text, says):
 @pytest.mark.parametrize("text", ["- a\n", "word\n", "3\n", "!!set {a, b}\n"])
 def test_a_document_that_is_no_mapping_is_refused(text):
     """The message says what a recipe is."""
-    assert "r.yaml: a recipe is a mapping of keys to values" in refusal(text)
+    with pytest.raises(RecipeError, match=r"r\.yaml: a recipe is a mapping of keys to values"):
+        Recipe.from_yaml(text, source="r.yaml")
 
 
 @given(st.text(max_size=60) | st.text("aé:-[]{}&*!|>'\"%@,#? \n\t<~0.e", max_size=60))
@@ -415,12 +503,13 @@ def test_a_long_wrong_value_is_cut_in_the_message():
 def test_a_recipe_file_is_read_with_overrides(tmp_path):
     """The source in messages is the file's path."""
     path = tmp_path / "mine.yaml"
-    path.write_text(LEAST + "lora_r: 4\n", encoding="utf-8")
+    least = f"{LEAST}privacy: {{unit: none}}\n"
+    path.write_text(f"{least}lora_r: 4\n", encoding="utf-8")
     assert read_recipe(path, overrides=["seed=7"]).seed == 7
     with pytest.raises(RecipeError, match="override seed=x: seed"):
         read_recipe(path, overrides=["seed=x"])
-    path.write_text(LEAST + "lora_r: x\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=re.escape(f"{path}, line 2: lora_r")):
+    path.write_text(f"{least}lora_r: x\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=re.escape(f"{path}, line 3: lora_r")):
         read_recipe(path)
 
 

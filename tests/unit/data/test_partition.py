@@ -16,7 +16,7 @@ DEMO = Path(fedlora.__file__).parent / "demo.yaml"
 
 def _recipe(*files: tuple[Path, str | None], **options: object) -> Recipe:
     datasets = [{"path": str(path), **({"site": site} if site else {})} for path, site in files]
-    return Recipe.model_validate({"datasets": datasets, **options})
+    return Recipe.model_validate({"datasets": datasets, "privacy": {"unit": "none"}, **options})
 
 
 def _texts(folder: Path, name: str, rows: list[str]) -> Path:

@@ -16,7 +16,7 @@ KEEPS = ("federation.method=average", "federation.server_momentum=0", "wire.code
 
 def arrived(updates: list[AdapterUpdate], *overrides: str) -> torch.Tensor:
     """Return the sum of what the aggregator decodes in as many rounds."""
-    recipe = Recipe.from_yaml("datasets: [{path: x}]", overrides=overrides)
+    recipe = Recipe.from_yaml("{datasets: [{path: x}], privacy: {unit: none}}", overrides=overrides)
     memory, total = SiteMemory("hospital", "run-1"), torch.zeros(SPEC.size)
     for number, update in enumerate(updates, start=1):
         sent = add_lost(copy_of(update), recipe, memory, number=number)

@@ -26,7 +26,8 @@ def exchange_with(*names: str, needed: int | None = None) -> Exchange:
 
     size = needed or len(names)
     recipe = Recipe.from_yaml(
-        f"{{datasets: [{{path: x}}], federation: {{sites: {len(names)}, cohort_size: {size}}}}}"
+        f"{{datasets: [{{path: x}}], privacy: {{unit: none}}, "
+        f"federation: {{sites: {len(names)}, cohort_size: {size}}}}}"
     )
     return Exchange(InProcessGrid(app, clients=len(names)), recipe)
 

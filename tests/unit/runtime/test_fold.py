@@ -35,7 +35,9 @@ PAYLOADS = {site: payload(site, scale=SCALES[site]) for site in COHORT}
 def begun(folder, *overrides: str, max_norm: float | None = 1e9) -> Fold:
     """Return a fold that has begun, over whatever is spooled in ``folder``."""
     fold = Fold(
-        recipe=Recipe.from_yaml("datasets: [{path: x}]", overrides=[*PLAIN, *overrides]),
+        recipe=Recipe.from_yaml(
+            "{datasets: [{path: x}], privacy: {unit: none}}", overrides=[*PLAIN, *overrides]
+        ),
         envelope=HERE,
         cohort=COHORT,
         global_adapter=START,

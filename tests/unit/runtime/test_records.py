@@ -6,7 +6,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedlora.errors import WireError
 from fedlora.runtime import records
 
-TASK = records.Task(recipe="datasets: [{path: x}]\n", run="demo-1", round=3)
+TASK = records.Task(
+    recipe="{datasets: [{path: x}], privacy: {unit: none}}\n", run="demo-1", round=3
+)
 
 
 def config(**values: object) -> RecordDict:

@@ -86,6 +86,7 @@ def make_run(tmp_path: Path, spec):
             {
                 "name": "trial",
                 "datasets": datasets,
+                "privacy": {"unit": "none"},
                 "federation": {"rounds": rounds or last},
             }
         )

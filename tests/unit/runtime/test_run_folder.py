@@ -15,7 +15,7 @@ from fedlora.runtime import run_folder
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 from tests.strategies import make_spec, make_state
 
-RECIPE = Recipe.from_yaml("{name: demo, seed: 5, datasets: [{path: x}]}")
+RECIPE = Recipe.from_yaml("{name: demo, seed: 5, datasets: [{path: x}], privacy: {unit: none}}")
 SPEC = make_spec()
 
 

@@ -29,7 +29,9 @@ def recipe_of() -> RecipeOf:
 
     def make(**keys: Any) -> Recipe:
         keys = {"bf16": False, "device": "cpu", "learning_rate": 1e-2, "warmup_ratio": 0} | keys
-        return Recipe.model_validate({"datasets": [{"path": "standard-library"}], **keys})
+        return Recipe.model_validate(
+            {"datasets": [{"path": "standard-library"}], "privacy": {"unit": "none"}, **keys}
+        )
 
     return make
 

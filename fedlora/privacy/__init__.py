@@ -1,0 +1,1 @@
+"""Differential privacy: how it is spent, accounted for, and made."""

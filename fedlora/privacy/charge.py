@@ -1,0 +1,31 @@
+"""What a private mechanism spends, as facts that any accountant can work from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["example", "client"]
+Adjacency = Literal["add-remove", "replace-one"]
+Sampler = Literal["poisson", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """Steps of one Gaussian mechanism on a random sample: what a ledger's row says.
+
+    Each step releases a sum over the sampled units, each of L2 norm at most ``clip_norm``, plus
+    normal noise of standard deviation ``noise_multiplier · sensitivity``.
+    """
+
+    unit: Unit
+    """What is added, removed or replaced: one training example, or all of one client's data."""
+    adjacency: Adjacency
+    sensitivity: float
+    """Most that one unit changes a step's sum by, in L2: ``clip_norm`` under add-remove, twice that
+    under replace-one."""
+    noise_multiplier: float
+    """z: standard deviation of the noise over the sensitivity."""
+    sampling_rate: float
+    """q: probability with which each unit takes part in a step, independently; 1 when all do."""
+    steps: int
+    sampler: Sampler
+    """``poisson``: each unit by a draw of its own. ``all``: no amplification is claimed."""
