@@ -140,8 +140,8 @@ class Document:
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}."
             return f"{where}: {key} is not a recipe key; {hint}"
         if error["type"] == "missing":
-            hint = _section_at(path[:-1], model).model_fields[str(path[-1])].description
-            return f"{where}: {key} is missing{f': {hint}' if hint else ''}."
+            wanted = _section_at(path[:-1], model).model_fields[str(path[-1])].description
+            return f"{where}: {key} is missing{f': {wanted}' if wanted else ''}."
         message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
         message = message[0].lower() + message[1:]
         if error["type"] == "value_error":

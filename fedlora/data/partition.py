@@ -1,5 +1,7 @@
 """Which rows a site trains on and which it holds out."""
 
+import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +41,10 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
     depends on the seed and the site's name. Rows that occur once are drawn first; copies of a row
     that is drawn nevertheless are left out of the training part.
 
+    Under ``privacy.unit: example`` a row's own content decides, with the seed, whose it is and
+    whether it is held out, so that a row more or less moves no other; shares are as asked for on
+    average only.
+
     Raises:
         DataError: the data cannot be read, the recipe does not know the site, or the site has fewer
             than two different rows.
@@ -50,7 +56,10 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
     labelled = [dataset for dataset in recipe.datasets if dataset.site == site]
     rows = [_read(dataset, Path.cwd()) for dataset in labelled or recipe.datasets]
     examples: Sequence[Example] = [example for part in rows for example in part.examples]
-    if not labelled:
+    if not labelled and recipe.privacy.unit == "example":
+        count, place = len(recipe.site_names), recipe.site_names.index(site)
+        examples = [e for e in examples if int(_draw(e, f"{recipe.seed}/deal") * count) == place]
+    elif not labelled:
         deal = random.Random(f"{recipe.seed}/deal")
         distinct = list(dict.fromkeys(examples))  # copies of a row go to one site, all of them
         order = deal.sample(range(len(distinct)), len(distinct))
@@ -77,9 +86,26 @@ def _split(
             "on and one to hold out. Add rows, or lower federation.sites."
         )
     distinct = list(copies)
+    if recipe.privacy.unit == "example":
+        seed, share = f"{recipe.seed}/{site}", recipe.val_set_size
+        drawn = {example for example in distinct if _draw(example, seed) < share}
+        return _parts(examples, drawn)
     random.Random(f"{recipe.seed}/{site}").shuffle(distinct)
     distinct.sort(key=copies.__getitem__)
     share = round(recipe.val_set_size * len(distinct))
     drawn = set(distinct[: min(max(share, 1), len(distinct) - 1)])
+    return _parts(examples, drawn)
+
+
+def _parts(
+    examples: Sequence[Example], drawn: set[Example]
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return the rows to train on, copies and all, and those that are held out, once each."""
     train = tuple(example for example in examples if example not in drawn)
-    return train, tuple(example for example in copies if example in drawn)
+    return train, tuple(example for example in dict.fromkeys(examples) if example in drawn)
+
+
+def _draw(example: Example, seed: str) -> float:
+    """Return a number in [0, 1) that the row's content and the seed decide."""
+    content = json.dumps([seed, [(turn.role, turn.content) for turn in example.turns]])
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) / 2**48

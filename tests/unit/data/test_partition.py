@@ -19,6 +19,12 @@ def _recipe(*files: tuple[Path, str | None], **options: object) -> Recipe:
     return Recipe.model_validate({"datasets": datasets, "privacy": {"unit": "none"}, **options})
 
 
+PRIVATE = {
+    "privacy": {"unit": "example", "epsilon": 8, "delta": 1e-5, "records": 100},
+    "federation": {"evaluate_every": 0, "sites": 3},
+}
+
+
 def _texts(folder: Path, name: str, rows: list[str]) -> Path:
     path = folder / name
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
@@ -131,3 +137,41 @@ def test_the_demo_has_four_sites_of_enough_rows_that_share_none() -> None:
     assert all(600 <= len(rows) <= 1000 for rows in sites[1:])
     assert 150 < len(sites[0]) <= 1000
     assert len(set().union(*sites)) == sum(map(len, sites))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_under_privacy_a_row_moves_no_other(tmp_path: Path, labelled: bool) -> None:
+    """Without any one row, every other has the same site and is on the same side."""
+    rows = [f"row {i}" for i in range(40)]
+
+    def places(rows: list[str]) -> dict[str, tuple[str, bool]]:
+        path = _texts(tmp_path, f"{len(list(tmp_path.iterdir()))}.jsonl", rows)
+        sites = ("a", "b", "c") if labelled else ()
+        files = [(path, site) for site in sites] or [(path, None)]
+        spec, found = _recipe(*files, **PRIVATE), {}
+        for site in spec.site_names:
+            parts = site_examples(spec, site)
+            for part, side in ((parts.train, False), (parts.held_out, True)):
+                names = [example.turns[0].content for example in part]
+                found |= {f"{site if labelled else ''}{name}": (site, side) for name in names}
+        return found
+
+    whole = places(rows)
+    assert len({side for _, side in whole.values()}) == 2
+    for left_out in (0, 7, 39):
+        fewer = places(rows[:left_out] + rows[left_out + 1 :])
+        assert len(fewer) == len(whole) - (3 if labelled else 1)
+        assert fewer.items() <= whole.items()
+
+
+def test_under_privacy_shares_are_met_on_average(tmp_path: Path) -> None:
+    """By the content of each row and the seed: another seed holds out others."""
+    path = _texts(tmp_path, "a.jsonl", [f"row {i}" for i in range(2000)])
+    options = {**PRIVATE, "val_set_size": 0.2, "federation": {"evaluate_every": 0, "sites": 2}}
+    spec = _recipe((path, None), **options)
+    sites = [site_examples(spec, site) for site in spec.site_names]
+    sizes = [len(part) for site in sites for part in (site.train, site.held_out)]
+    assert sum(sizes) == 2000
+    assert sizes == pytest.approx([800, 200, 800, 200], rel=0.15)
+    other = _recipe((path, None), **options, seed=1)
+    assert set(site_examples(other, "site-1").held_out) != set(sites[0].held_out)
