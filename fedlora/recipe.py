@@ -213,9 +213,13 @@ class Recipe(Section):
         return self.micro_batch_size * self.gradient_accumulation_steps
 
     @property
-    def max_examples(self) -> int:
-        """Most examples that a client can train on in a round."""
-        return self.federation.local_steps * self.batch_size
+    def examples_of_round(self) -> range:
+        """How many examples a client may say that it trained on in a round.
+
+        Under privacy it is the expected number, whatever was drawn.
+        """
+        most = self.federation.local_steps * self.batch_size
+        return range(1 if self.privacy.unit == "none" else most, most + 1)
 
     @property
     def total_steps(self) -> int:

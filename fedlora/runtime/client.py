@@ -33,12 +33,12 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     site, envelope = _open(message, context)
     recipe, memory = site.recipe, SiteMemory(site.name, envelope.run)
     content = call_next(message, context).content
-    metrics = inspect_metrics(records.metrics_of(content))
+    metrics = inspect_metrics(records.metrics_of(content), unit=recipe.privacy.unit)
     envelope = records.envelope_of_update(envelope, recipe, site.name)
     payload = records.unpack(content)
     trained = decode_trained(payload, envelope, max_bytes=recipe.wire.max_bytes)
     whole = add_lost(trained, recipe, memory, number=envelope.round)
-    update = inspect_update(whole, spec=envelope.spec, max_examples=recipe.max_examples)
+    update = inspect_update(whole, spec=envelope.spec, examples=recipe.examples_of_round)
     codec, compress = recipe.wire.codec, recipe.wire.compress
     payload = encode_update(update, envelope, codec=codec, compress=compress)
     keep_lost(update, recipe, memory, number=envelope.round)
@@ -78,7 +78,9 @@ def evaluate(message: Message, context: Context) -> Message:
     received = _received(message, site, envelope, before=envelope.round + 1)
     result = site.evaluate(received)
     metrics = {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
-    return Message(records.reply(inspect_metrics(metrics)), reply_to=message)
+    return Message(
+        records.reply(inspect_metrics(metrics, unit=site.recipe.privacy.unit)), reply_to=message
+    )
 
 
 def _open(message: Message, context: Context) -> tuple[Site, Envelope]:

@@ -85,7 +85,8 @@ class Fold:
         if site not in self.open:
             raise WireError(f"{site} has already answered round {self.envelope.round}.")
         self.received_bytes += len(payload)
-        update, facts = self._check(site, payload, inspect_metrics(metrics))
+        metrics = inspect_metrics(metrics, unit=self.recipe.privacy.unit)
+        update, facts = self._check(site, payload, metrics)
         self.spool.put(site, payload, facts.metrics)
         self.admitted[site] = facts
         if self._waits_for_all:
@@ -120,7 +121,7 @@ class Fold:
         self, site: str, payload: bytes, metrics: Mapping[str, int | float]
     ) -> tuple[AdapterUpdate, Admitted]:
         update = self._decode(site, payload)
-        inspect_update(update, spec=update.spec, max_examples=self.recipe.max_examples)
+        inspect_update(update, spec=update.spec, examples=self.recipe.examples_of_round)
         norm = self._norm(update)
         if self.max_norm and norm > self.max_norm:
             raise WireError(self._too_large(norm, self.max_norm, of="the last round's"))

@@ -110,12 +110,12 @@ def metrics_of(content: RecordDict) -> dict[str, int | float]:
         WireError: there are none, or one is not a single number.
     """
     metrics: dict[str, int | float] = {}
-    for name, value in content.metric_records.get(_METRICS, MetricRecord()).items():
+    if _METRICS not in content.metric_records:
+        raise WireError("The reply holds no metrics.")
+    for name, value in content.metric_records[_METRICS].items():
         if isinstance(value, list):
             raise WireError(f"The metric {name!r} is a list; a single number was expected.")
         metrics[name] = value
-    if not metrics:
-        raise WireError("The reply holds no metrics.")
     return metrics
 
 

@@ -1,6 +1,5 @@
 """The aggregator's rounds: a Flower strategy that streams, refuses by name, and resumes."""
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -174,7 +173,8 @@ class FederatedLora(Strategy):
         for reply in replies:
             site = self.exchange.sender(reply)
             try:
-                values = inspect_metrics(records.metrics_of(content_of(reply)))
+                values = records.metrics_of(content_of(reply))
+                values = inspect_metrics(values, unit=self.recipe.privacy.unit)
                 metrics[site] = [float(values[name]) for name in ("eval_loss_sum", "eval_tokens")]
             except (FedloraError, KeyError) as error:
                 self._unmeasured[site] = str(error)
@@ -206,8 +206,8 @@ class FederatedLora(Strategy):
         except FedloraError as error:
             self._refuse(site, str(error))
         else:
-            loss = float(metrics.get("train_loss", math.nan))
-            self.observe(UpdateSettled(round=self._fold.envelope.round, site=site, train_loss=loss))
+            number, loss = self._fold.envelope.round, metrics.get("train_loss")
+            self.observe(UpdateSettled(round=number, site=site, train_loss=loss))
 
     def _refuse(self, site: str, reason: str) -> None:
         self._fold.refuse(site, reason)

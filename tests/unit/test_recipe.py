@@ -49,7 +49,7 @@ def test_steps_and_examples_follow_from_the_recipe():
         "federation: {rounds: 5, local_steps: 7}\n"
     )
     assert recipe.batch_size == 12
-    assert recipe.max_examples == 84
+    assert recipe.examples_of_round == range(1, 85)
     assert recipe.total_steps == 35
 
 
@@ -320,6 +320,12 @@ def test_a_private_run_freezes_a_unless_it_says_otherwise():
     other = read(f"{LEAST}privacy: {EXAMPLE}", "federation.method=product")
     assert other.federation.method == "product"
     assert read(recipe.to_yaml()) == recipe
+
+
+def test_under_privacy_every_client_says_the_expected_number():
+    """How many records were drawn is private."""
+    recipe = read(f"{LEAST}privacy: {EXAMPLE}", "federation.local_steps=5")
+    assert recipe.examples_of_round == range(40, 41)
 
 
 def test_the_sampling_rate_follows_from_what_is_declared():

@@ -20,7 +20,7 @@ def trained(num_examples: int = 3, **kwargs: object) -> AdapterUpdate:
 def test_a_good_update_passes_as_it_is():
     """The result is the only type that is encoded for the network; its values are untouched."""
     update = trained()
-    result = inspect_update(update, spec=SPEC, max_examples=3)
+    result = inspect_update(update, spec=SPEC, examples=range(1, 4))
     assert type(result) is InspectedUpdate
     assert result.spec is update.spec
     assert result.values is update.values
@@ -35,19 +35,19 @@ def test_an_update_of_another_adapter_stays(other):
     with pytest.raises(
         InspectionError, match=f"of adapter {other.digest[:12]}, but {SPEC.digest[:12]}"
     ):
-        inspect_update(trained(spec=other), spec=SPEC, max_examples=3)
+        inspect_update(trained(spec=other), spec=SPEC, examples=range(1, 4))
 
 
 @pytest.mark.parametrize(("claimed", "passes"), [(-1, 0), (0, 0), (1, 1), (8, 1), (9, 0)])
 def test_the_number_of_examples_is_within_what_the_recipe_allows(claimed, passes):
-    """From one to max_examples, both included; the number is a weight."""
+    """Between the two ends, both included; the number is a weight."""
     if passes:
-        inspect_update(trained(claimed), spec=SPEC, max_examples=8)
+        inspect_update(trained(claimed), spec=SPEC, examples=range(1, 9))
     else:
         with pytest.raises(
             InspectionError, match=f"claims {claimed}, but the recipe allows 1 to 8"
         ):
-            inspect_update(trained(claimed), spec=SPEC, max_examples=8)
+            inspect_update(trained(claimed), spec=SPEC, examples=range(1, 9))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -58,28 +58,28 @@ def test_an_update_that_is_not_finite_stays(bad, place):
     update.values[place] = bad
     names = [t.name for t, values in update.factors() if not values.isfinite().all()]
     with pytest.raises(InspectionError, match=f"^Values of {names[0]} are not finite"):
-        inspect_update(update, spec=SPEC, max_examples=3)
+        inspect_update(update, spec=SPEC, examples=range(1, 4))
     update.values.fill_(bad)
     with pytest.raises(InspectionError, match=f"and of {len(SPEC.tensors) - 1} other tensors"):
-        inspect_update(update, spec=SPEC, max_examples=3)
+        inspect_update(update, spec=SPEC, examples=range(1, 4))
 
 
 def test_allowed_metrics_pass_as_they_are():
     """What is returned is a copy: what the caller adds later was not inspected."""
     metrics = {"train_loss": 1.5, "eval_loss_sum": -0.0, "eval_tokens": 10**6}
     assert metrics.keys() == ALLOWED_METRICS
-    result = inspect_metrics(metrics)
+    result = inspect_metrics(metrics, unit="none")
     assert result == metrics
     metrics["name"] = 1
     assert "name" not in result
-    assert inspect_metrics({}) == {}
+    assert inspect_metrics({}, unit="none") == {}
 
 
 @pytest.mark.parametrize("name", ["accuracy", "", "train_loss ", "Train_loss", "x" * 10_000])
 def test_a_metric_that_is_not_on_the_list_stays(name):
     """A name can carry data too, so the list is closed, and the message cuts it short."""
     with pytest.raises(InspectionError, match="may not leave the site; allowed are") as caught:
-        inspect_metrics({"train_loss": 1.0, name: 1.0})
+        inspect_metrics({"train_loss": 1.0, name: 1.0}, unit="none")
     assert len(str(caught.value)) < 300
 
 
@@ -87,4 +87,20 @@ def test_a_metric_that_is_not_on_the_list_stays(name):
 def test_a_metric_that_is_not_finite_stays(value):
     """It would spoil every mean that it enters."""
     with pytest.raises(InspectionError, match=f"train_loss is {value}; a finite number"):
-        inspect_metrics({"train_loss": value})
+        inspect_metrics({"train_loss": value}, unit="none")
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_under_privacy_only_what_was_noised_leaves(unit):
+    """A training loss, however harmless it looks, was computed on private rows."""
+    noised = {"eval_loss_sum": 1.5, "eval_tokens": 10}
+    assert inspect_metrics(noised, unit=unit) == noised
+    with pytest.raises(InspectionError, match="train_loss' may not leave"):
+        inspect_metrics({"train_loss": 1.0}, unit=unit)
+
+
+def test_under_privacy_the_number_of_examples_is_fixed():
+    """How many were drawn is private; every client says what is expected."""
+    inspect_update(trained(8), spec=SPEC, examples=range(8, 9))
+    with pytest.raises(InspectionError, match="claims 7, but the recipe allows 8 in a round"):
+        inspect_update(trained(7), spec=SPEC, examples=range(8, 9))

@@ -107,7 +107,6 @@ def test_a_reply_holds_metrics_and_at_most_one_update():
     ("content", "says"),
     [
         (RecordDict(), "no metrics"),
-        (RecordDict({"metrics": MetricRecord()}), "no metrics"),
         (RecordDict({"other": MetricRecord({"train_loss": 1.0})}), "no metrics"),
         (RecordDict({"metrics": MetricRecord({"train_loss": [1.0]})}), "'train_loss' is a list"),
     ],
