@@ -1,11 +1,12 @@
 """How well a base model predicts held-out text, alone or with an adapter."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedlora.adapter import AdapterState
 from fedlora.training.base_model import BaseModel
@@ -40,7 +41,6 @@ class Evaluation:
         )
 
 
-@torch.no_grad()
 def evaluate(base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]) -> Evaluation:
     """Return the loss on ``batches`` with the adapter ``state``, or of the base alone if ``None``.
 
@@ -49,13 +49,40 @@ def evaluate(base: BaseModel, state: AdapterState | None, batches: Iterable[Batc
     Raises:
         AdapterError: the adapter does not fit the base.
     """
+    total = Evaluation(loss_sum=0.0, tokens=0)
+    for losses, tokens in _token_losses(base, state, batches):
+        loss_sum = float(losses.sum(dtype=torch.float64))
+        total += Evaluation(loss_sum=loss_sum, tokens=int(tokens.sum()))
+    return total
+
+
+def clipped_loss_sum(
+    base: BaseModel, state: AdapterState, batches: Iterable[Batch], *, largest: float
+) -> float:
+    """Return the sum over the examples of their mean losses per token, each cut to ``largest``.
+
+    Guarantees:
+        An example more or less changes the sum by at most ``largest``: a loss that is not a number
+        counts as ``largest``, and one of an example without supervised tokens as zero.
+
+    Raises:
+        AdapterError: the adapter does not fit the base.
+    """
+    total = 0.0
+    for losses, tokens in _token_losses(base, state, batches):
+        means = (losses.double() / tokens.clamp(min=1)).nan_to_num(nan=largest)
+        total += float(means.clamp(min=0, max=largest).sum())
+    return total
+
+
+@torch.no_grad()
+def _token_losses(
+    base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each batch's summed losses and supervised tokens, example by example."""
     if state is not None:
         base.load_adapter(state)
     base.model.eval()
-    total = Evaluation(loss_sum=0.0, tokens=0)
     with base.adapter_off() if state is None else nullcontext():
         for batch in batches:
-            losses, tokens = token_losses(base, batch)
-            loss_sum = float(losses.sum(dtype=torch.float64))
-            total += Evaluation(loss_sum=loss_sum, tokens=int(tokens.sum()))
-    return total
+            yield token_losses(base, batch)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedlora.adapter import AdapterState
-from fedlora.training.evaluation import Evaluation, evaluate
+from fedlora.training import evaluation
+from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate
 from fedlora.training.objectives import token_losses
 
 
@@ -50,3 +51,25 @@ def test_loss_is_per_token_and_perplexity_its_exponential(base, adapter, batch):
     assert evaluation.perplexity == math.exp(evaluation.loss)
     assert math.isnan(Evaluation(loss_sum=0, tokens=0).perplexity)
     assert Evaluation(loss_sum=1e6, tokens=1).perplexity == math.inf
+
+
+def test_a_clipped_sum_is_over_examples(base, adapter, batch):
+    """Each counts by its own mean loss per token, but by no more than the largest."""
+    with torch.no_grad():
+        base.load_adapter(adapter)
+        losses, tokens = token_losses(base, batch)
+    means = (losses / tokens.clamp(min=1)).double()
+    largest = float(means.median())
+    total = clipped_loss_sum(base, adapter, [batch], largest=largest)
+    assert total == pytest.approx(float(means.clamp(max=largest).sum()))
+    assert total < clipped_loss_sum(base, adapter, [batch], largest=100.0)
+    assert clipped_loss_sum(base, adapter, [], largest=1.0) == 0
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, -5.0, 1e30])
+def test_no_example_weighs_more_than_the_largest_loss(base, adapter, batch, monkeypatch, loss):
+    """Whatever the model makes of it."""
+    values = torch.tensor([1.0, loss]), torch.tensor([1, 1])
+    monkeypatch.setattr(evaluation, "token_losses", lambda *_: values)
+    with_it = clipped_loss_sum(base, adapter, [batch], largest=2.0)
+    assert 0 <= with_it - 1.0 <= 2.0
