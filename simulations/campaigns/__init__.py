@@ -1,0 +1,1 @@
+"""Seeded trials of faults and attacks, on what must hold in spite of them."""
