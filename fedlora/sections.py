@@ -242,3 +242,5 @@ class Simulation(Section):
     engine: Literal["in-process", "ray"] = "in-process"
     compare: bool = False
     """Also train each site alone and all data pooled, for as many steps."""
+    reproducible_noise: bool = False
+    """Draw privacy's noise and samples from the seed: for tests and studies; it protects nobody."""

@@ -68,6 +68,10 @@ class KeyStream:
         drawn = self._bits(count) < np.uint64(rate * 2.0**64)
         return np.flatnonzero(drawn).tolist()
 
+    def secret(self) -> str:
+        """Return a seed of 256 bits for other generators, such as that of dropout."""
+        return self._bits(4).tobytes().hex()
+
     def _fill(self, values: Tensor) -> None:
         pairs = _DRAWS // 2
         bits = self._bits(2 * pairs * len(values)).reshape(2, pairs, len(values))

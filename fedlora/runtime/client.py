@@ -1,6 +1,8 @@
 """The site's Flower app: train and evaluate on the site's own data, behind the gate."""
 
+from collections.abc import Mapping
 from functools import cache
+from logging import getLogger
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -8,11 +10,14 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import PARTITION_ID_KEY
 
 from fedlora.adapter import AdapterState, AdapterUpdate
+from fedlora.errors import BudgetError, InspectionError, RunError, StorageError
 from fedlora.gate.inspection import inspect_metrics, inspect_update
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 from fedlora.runtime.error_feedback import add_lost, keep_lost
+from fedlora.runtime.outbox import Outbox
 from fedlora.runtime.personal import keep_personal, with_personal
+from fedlora.runtime.private_round import evaluated_privately, trained_privately
 from fedlora.runtime.site import Site
 from fedlora.runtime.site_memory import SiteMemory
 from fedlora.wire.codec import (
@@ -45,6 +50,32 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     return Message(records.reply(metrics, payload=payload), reply_to=message)
 
 
+_REASONS: Mapping[type[Exception], str] = {
+    BudgetError: "The site's privacy budget does not allow it.",
+    InspectionError: "The site's gate refused the update.",
+    StorageError: "The site cannot write to its disk.",
+}
+_NO_REASON = "The site could not answer; its own log says why."
+"""All that a private site says of its errors: their texts may tell of its data."""
+
+
+def resend(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Answer as before what a private site has answered before; keep what it answers anew."""
+    site, envelope = _open(message, context)
+    if site.recipe.privacy.unit != "example":
+        return call_next(message, context)
+    outbox = Outbox(SiteMemory(site.name, envelope.run))
+    if known := outbox.answer(message):
+        return known
+    try:
+        reply = call_next(message, context)
+    except Exception as error:
+        getLogger(__name__).exception("%s cannot answer round %s", site.name, envelope.round)
+        raise RunError(_REASONS.get(type(error), _NO_REASON)) from None
+    outbox.keep(message, reply)
+    return reply
+
+
 app = ClientApp()
 
 
@@ -55,32 +86,41 @@ def introduce(message: Message, context: Context) -> Message:
     return Message(records.introduction(site.name), reply_to=message)
 
 
-@app.train(mods=[gate])
+@app.train(mods=[resend, gate])
 def train(message: Message, context: Context) -> Message:
     """Train the received adapter for a round and reply with the increment."""
     site, envelope = _open(message, context)
-    received = _received(message, site, envelope, before=envelope.round)
-    result = site.train_round(received, number=envelope.round)
-    memory = SiteMemory(site.name, envelope.run)
-    keep_personal(result.state, site.recipe, memory, number=envelope.round)
-    envelope = records.envelope_of_update(envelope, site.recipe, site.name)
-    increment = result.state.part(envelope.spec).minus(received.part(envelope.spec))
-    update = AdapterUpdate(spec=envelope.spec, values=increment, num_examples=result.examples)
-    metrics = {"train_loss": sum(result.losses) / len(result.losses)}
+    recipe, number = site.recipe, envelope.round
+    received = _received(message, site, envelope, before=number)
+    examples, metrics = recipe.examples_of_round[-1], dict[str, float]()
+    if recipe.privacy.unit == "example":
+        state = trained_privately(site, received, run=envelope.run, number=number)
+    else:
+        result = site.train_round(received, number=number)
+        state = result.state
+        if recipe.privacy.unit == "none":
+            examples = result.examples
+            metrics = {"train_loss": sum(result.losses) / len(result.losses)}
+    keep_personal(state, recipe, SiteMemory(site.name, envelope.run), number=number)
+    envelope = records.envelope_of_update(envelope, recipe, site.name)
+    increment = state.part(envelope.spec).minus(received.part(envelope.spec))
+    update = AdapterUpdate(spec=envelope.spec, values=increment, num_examples=examples)
     payload = encode_trained(update, envelope)
     return Message(records.reply(metrics, payload=payload), reply_to=message)
 
 
-@app.evaluate()
+@app.evaluate(mods=[resend])
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received adapter on the site's held-out rows."""
     site, envelope = _open(message, context)
-    received = _received(message, site, envelope, before=envelope.round + 1)
-    result = site.evaluate(received)
-    metrics = {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
-    return Message(
-        records.reply(inspect_metrics(metrics, unit=site.recipe.privacy.unit)), reply_to=message
-    )
+    unit, number = site.recipe.privacy.unit, envelope.round
+    received = _received(message, site, envelope, before=number + 1)
+    if unit == "example":
+        metrics = evaluated_privately(site, received, run=envelope.run, number=number)
+    else:
+        result = site.evaluate(received)
+        metrics = {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
+    return Message(records.reply(inspect_metrics(metrics, unit=unit)), reply_to=message)
 
 
 def _open(message: Message, context: Context) -> tuple[Site, Envelope]:

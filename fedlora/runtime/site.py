@@ -10,9 +10,13 @@ from fedlora.data.batches import Batch, collate, rows_of_step
 from fedlora.data.formats import Example
 from fedlora.data.partition import site_examples
 from fedlora.data.tokens import TokenizedExample, tokenize
+from fedlora.privacy.charge import Charge
+from fedlora.privacy.mechanism import KeyStream
+from fedlora.privacy.private_gradient import DpSgd
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
-from fedlora.training.evaluation import Evaluation, evaluate
+from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate
+from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import LocalResult, train_local
 
 
@@ -66,13 +70,42 @@ class Site:
     def train_round(self, received: AdapterState, *, number: int) -> LocalResult:
         """Train the received adapter for the steps of round ``number`` (from 1)."""
         steps = self.recipe.federation.local_steps
-        factors = self.recipe.federation.facts.trained(number)
         return self.train(
             received,
-            part=self.base.spec.part(factors, rank=self.recipe.rank_of(self.name)),
+            part=self._part(number),
             first_step=(number - 1) * steps,
             steps=steps,
             total_steps=self.recipe.total_steps,
+        )
+
+    def train_round_privately(
+        self, received: AdapterState, *, number: int, charge: Charge, stream: KeyStream
+    ) -> LocalResult:
+        """Train likewise, but so that the result tells little of any one row.
+
+        What else the result says, losses and counts, is not private: it must not leave the site.
+
+        Args:
+            received: the adapter to begin with.
+            number: of the round, from 1.
+            charge: what may be drawn.
+            stream: where noise, samples and dropout come from.
+
+        Raises:
+            RunError: the self-test failed: noise, clipping or training is not what it should be.
+        """
+        mechanism = DpSgd(charge, expected_examples=self.recipe.batch_size, source=stream)
+        mechanism.self_test()
+        return train_local(
+            self.base,
+            received,
+            self._sampled(charge, stream),
+            gradient=mechanism.gradient,
+            part=self._part(number),
+            recipe=self.recipe,
+            first_step=(number - 1) * self.recipe.federation.local_steps,
+            total_steps=self.recipe.total_steps,
+            seed=stream.secret(),
         )
 
     def train(
@@ -93,6 +126,7 @@ class Site:
             self.base,
             received,
             self.batches(first_step, steps),
+            gradient=plain_gradient(self.recipe),
             part=part,
             recipe=self.recipe,
             first_step=first_step,
@@ -103,23 +137,44 @@ class Site:
 
     def evaluate(self, state: AdapterState) -> Evaluation:
         """Return the loss of the base with ``state`` on the held-out rows."""
-        rows = sorted(self.held_out_rows, key=lambda row: len(row.input_ids))
-        size = self.recipe.micro_batch_size
-        chunks = (rows[start : start + size] for start in range(0, len(rows), size))
-        return evaluate(self.base, state, map(self._collate, chunks))
+        return evaluate(self.base, state, self._micro_batches(self.held_out_rows))
 
-    def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
-        """Yield the micro-batches of ``steps`` optimiser steps from ``first_step`` on."""
-        lengths = tuple(len(row.input_ids) for row in self.train_rows)
+    def clipped_loss_sum(self, state: AdapterState, *, largest: float) -> float:
+        """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
+        batches = self._micro_batches(self.held_out_rows)
+        return clipped_loss_sum(self.base, state, batches, largest=largest)
+
+    def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
         per_step = self.recipe.gradient_accumulation_steps
-        for index in range(first_step * per_step, (first_step + steps) * per_step):
-            rows = rows_of_step(
-                lengths,
-                batch_size=self.recipe.micro_batch_size,
-                seed=f"{self.recipe.seed}/{self.name}",
-                step=index,
-            )
-            yield self._collate([self.train_rows[row] for row in rows])
+        for step in range(first_step, first_step + steps):
+            yield [self._batch(step * per_step + index) for index in range(per_step)]
+
+    def _sampled(self, charge: Charge, stream: KeyStream) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""
+        for _ in range(charge.steps):
+            drawn = stream.poisson_sample(len(self.train_rows), charge.sampling_rate)
+            yield list(self._micro_batches([self.train_rows[row] for row in drawn]))
+
+    def _micro_batches(self, rows: Sequence[TokenizedExample]) -> Iterator[Batch]:
+        """Yield all rows once, those of like length together."""
+        rows = sorted(rows, key=lambda row: len(row.input_ids))
+        size = self.recipe.micro_batch_size
+        return (self._collate(rows[i : i + size]) for i in range(0, len(rows), size))
+
+    def _part(self, number: int) -> AdapterSpec:
+        """Return the factors and components that the site trains in round ``number``."""
+        factors = self.recipe.federation.facts.trained(number)
+        return self.base.spec.part(factors, rank=self.recipe.rank_of(self.name))
+
+    def _batch(self, index: int) -> Batch:
+        rows = rows_of_step(
+            tuple(len(row.input_ids) for row in self.train_rows),
+            batch_size=self.recipe.micro_batch_size,
+            seed=f"{self.recipe.seed}/{self.name}",
+            step=index,
+        )
+        return self._collate([self.train_rows[row] for row in rows])
 
     def _collate(self, rows: Sequence[TokenizedExample]) -> Batch:
         return collate(rows, pad_token_id=self.base.pad_token_id)

@@ -19,6 +19,21 @@ _KEEP = 3
 """Rounds that are kept: the last, and what is needed when the last two are played again."""
 
 
+def site_folder(site: str) -> Path:
+    """Return the folder of a site, for what it must remember of all runs.
+
+    Raises:
+        RunError: ``FEDLORA_SITES`` is not set.
+    """
+    sites = os.environ.get(FOLDER)
+    if not sites:
+        raise RunError(
+            f"This run must remember something between rounds: set {FOLDER} to a folder where the "
+            "site may keep it."
+        )
+    return Path(sites) / site
+
+
 @dataclass(frozen=True)
 class SiteMemory:
     """Values by name and round of one run at one site.
@@ -37,13 +52,7 @@ class SiteMemory:
         Raises:
             RunError: ``FEDLORA_SITES`` is not set.
         """
-        sites = os.environ.get(FOLDER)
-        if not sites:
-            raise RunError(
-                f"This run must remember something between rounds: set {FOLDER} to a folder where "
-                "the site may keep it."
-            )
-        return Path(sites) / self.site / self.run
+        return site_folder(self.site) / self.run
 
     def keep(self, name: str, values: Tensor, *, number: int) -> None:
         """Keep the values of round ``number``, and forget those of rounds after it.

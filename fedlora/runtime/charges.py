@@ -1,0 +1,73 @@
+"""What a run costs each site in privacy: the charges that follow from the recipe alone."""
+
+from fedlora.privacy.accounting import noise_multiplier
+from fedlora.privacy.charge import Charge
+from fedlora.recipe import Recipe
+
+LARGEST_LOSS = 10.0
+"""Nats per token at which the loss of a held-out record is cut in a private evaluation."""
+
+
+def training_charge(recipe: Recipe, site: str, *, steps: int) -> Charge:
+    """Return the charge of private training steps at a site.
+
+    Its noise multiplier is the least with which the whole run, evaluations included, costs the site
+    at most ``privacy.epsilon`` at ``privacy.delta``.
+
+    Raises:
+        BudgetError: no noise is enough.
+    """
+    evaluations = evaluation_charge(recipe, queries=_queries(recipe))
+    multiplier = noise_multiplier(
+        epsilon=recipe.privacy.epsilon or 0,
+        delta=recipe.privacy.delta or 0,
+        sampling_rate=recipe.sampling_rate(site),
+        steps=recipe.total_steps,
+        beside=(evaluations,) if evaluations.steps else (),
+    )
+    return Charge(
+        unit="example",
+        adjacency="add-remove",
+        sensitivity=recipe.max_grad_norm,
+        noise_multiplier=multiplier,
+        sampling_rate=recipe.sampling_rate(site),
+        steps=steps,
+        sampler="poisson",
+    )
+
+
+def evaluation_charge(recipe: Recipe, *, queries: int = 1) -> Charge:
+    """Return the charge of evaluations on a site's held-out records."""
+    return Charge(
+        unit="example",
+        adjacency="add-remove",
+        sensitivity=LARGEST_LOSS,
+        noise_multiplier=recipe.privacy.evaluation_noise or 0,
+        sampling_rate=1.0,
+        steps=queries,
+        sampler="all",
+    )
+
+
+def run_charges(recipe: Recipe, site: str) -> tuple[Charge, ...]:
+    """Return the most that a whole run draws at a site.
+
+    Raises:
+        BudgetError: as ``training_charge``.
+    """
+    charges = [training_charge(recipe, site, steps=recipe.total_steps)]
+    if queries := _queries(recipe):
+        charges.append(evaluation_charge(recipe, queries=queries))
+    return tuple(charges)
+
+
+def held_out_records(recipe: Recipe, site: str) -> int:
+    """Return how many records a site holds out, by what it declares: a public number."""
+    share = recipe.val_set_size / (1 - recipe.val_set_size)
+    return max(1, round(share * (recipe.records_of(site) or 0)))
+
+
+def _queries(recipe: Recipe) -> int:
+    """Return how often a site is asked for its held-out loss: at both ends, and in between."""
+    every, rounds = recipe.federation.evaluate_every, recipe.federation.rounds
+    return 1 + rounds // every + (rounds % every > 0) if every else 0

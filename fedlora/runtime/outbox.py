@@ -1,0 +1,62 @@
+"""What a private site has answered: asked the same again, it sends the very same bytes.
+
+Fresh noise would be a new charge; equal bytes tell nothing new.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from fedlora.runtime import records
+from fedlora.runtime.site_memory import SiteMemory
+from fedlora.runtime.spool import Spool
+
+_KEEP = 3
+"""Rounds that may be asked for again."""
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """The answers of one site in one run, on disk before they are sent."""
+
+    memory: SiteMemory
+
+    def answer(self, message: Message) -> Message | None:
+        """Return the reply to an instruction that was answered before; none if it was not.
+
+        Raises:
+            StorageError: it was, but the answer cannot be read.
+        """
+        name = _name(message)
+        if name not in self._spool.sites():
+            return None
+        payload, metrics = self._spool.get(name)
+        return Message(records.reply(metrics, payload=payload or None), reply_to=message)
+
+    def keep(self, message: Message, reply: Message) -> None:
+        """Keep the reply to an instruction, before it is sent.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        metrics = records.metrics_of(reply.content)
+        payload = records.unpack(reply.content) if reply.content.array_records else b""
+        self._spool.put(_name(message), payload, metrics)
+        oldest = records.Task.of(message.content).round - _KEEP
+        for name in self._spool.sites():
+            if int(name.partition("-")[0]) <= oldest:
+                (self._spool.folder / name).unlink(missing_ok=True)
+
+    @property
+    def _spool(self) -> Spool:
+        return Spool(self.memory.folder / "outbox")
+
+
+def _name(message: Message) -> str:
+    """Return the round, the kind, and a digest of all that was asked."""
+    task = records.Task.of(message.content)
+    digest = hashlib.sha256(task.recipe.encode())
+    digest.update(records.unpack(message.content))
+    kind = message.metadata.message_type.partition(".")[0]
+    return f"{task.round:08}-{kind}-{digest.hexdigest()}"

@@ -1,0 +1,92 @@
+"""What a site charges to its ledger for a run, always before anything is drawn."""
+
+import hmac
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fedlora import atomic
+from fedlora.privacy.ledger import Committed, Ledger
+from fedlora.privacy.mechanism import KeyStream
+from fedlora.privacy.renyi_filter import RenyiFilter
+from fedlora.runtime.charges import evaluation_charge, run_charges, training_charge
+from fedlora.runtime.site import Site
+from fedlora.runtime.site_memory import site_folder
+
+ACCOUNT = "default"
+"""All of a site's data belongs to it."""
+
+_LEDGER, _KEY = "ledger.sqlite", "ledger.key"
+
+
+@dataclass(frozen=True)
+class SiteBudget:
+    """One run's claim on a site's account.
+
+    Raises:
+        BudgetError: from each method, when the account does not allow what the recipe asks for.
+        StorageError: likewise, when the ledger cannot be written.
+    """
+
+    site: Site
+    run: str
+
+    def training(self, number: int) -> Committed:
+        """Charge the private steps of round ``number``."""
+        recipe = self.site.recipe
+        charge = training_charge(recipe, self.site.name, steps=recipe.federation.local_steps)
+        return self._ledger.commit(
+            ACCOUNT,
+            self.run,
+            purpose="train",
+            number=number,
+            charge=charge,
+            data=self._fingerprint,
+        )
+
+    def evaluation(self, number: int) -> Committed:
+        """Charge the evaluation of the global adapter of round ``number``."""
+        return self._ledger.commit(
+            ACCOUNT,
+            self.run,
+            purpose="evaluate",
+            number=number,
+            charge=evaluation_charge(self.site.recipe),
+            data=self._fingerprint,
+        )
+
+    def stream(self, name: str) -> KeyStream:
+        """Return where the noise and samples of one charge come from."""
+        recipe = self.site.recipe
+        if recipe.simulation.reproducible_noise:
+            return KeyStream.reproducible(f"{recipe.seed}/{self.site.name}/{name}")
+        return KeyStream.secure()
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        """The site's ledger, in which the run has reserved the most that it will draw."""
+        recipe, folder = self.site.recipe, site_folder(self.site.name)
+        ledger = Ledger(folder / _LEDGER, new_filter=RenyiFilter)
+        if ACCOUNT not in ledger.balances():
+            ledger.open_account(ACCOUNT, epsilon=None, delta=recipe.privacy.delta or 0)
+        ledger.reserve(ACCOUNT, self.run, maximum=run_charges(recipe, self.site.name))
+        return ledger
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Keyed digest of the site's rows: tells the operator which data a charge was for."""
+        rows = [
+            [list(row.input_ids) for row in part]
+            for part in (self.site.train_rows, self.site.held_out_rows)
+        ]
+        key = _key(site_folder(self.site.name) / _KEY)
+        return hmac.digest(key, json.dumps(rows).encode(), "sha256").hex()
+
+
+def _key(path: Path) -> bytes:
+    if not path.is_file():
+        atomic.write_file(path, os.urandom(32))
+        path.chmod(0o600)
+    return path.read_bytes()
