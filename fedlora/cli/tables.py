@@ -9,6 +9,7 @@ from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import read_comparison
 from fedlora.runtime.format import duration, size
 from fedlora.runtime.plan import Plan
+from fedlora.runtime.privacy_statement import summary
 from fedlora.runtime.run_folder import RunFolder
 
 _console = Console(highlight=False)
@@ -42,6 +43,7 @@ def print_plan(plan: Plan) -> None:
         f"examples at each of {recipe.cohort_size} clients",
     )
     facts.add_row("method", _method(recipe))
+    facts.add_row("privacy", summary(recipe))
     facts.add_row(
         "traffic", f"{down} down and {up} up for a client and round, {down} down to evaluate"
     )

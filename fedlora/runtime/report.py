@@ -14,6 +14,7 @@ from fedlora.runtime import findings, plots
 from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import Comparison, Losses, overall, read_comparison
 from fedlora.runtime.findings import Record
+from fedlora.runtime.privacy_statement import statement
 from fedlora.runtime.run_folder import RunFolder
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -56,6 +57,7 @@ def write_report(run: RunFolder) -> None:
         version=__version__,
         run=run.name,
         recipe=recipe,
+        privacy=statement(recipe),
         spec=run.spec(),
         complete=records[-1]["round"] if records else 0,
         outcome=findings.outcome(records, comparison),

@@ -1,0 +1,81 @@
+"""What a run promises of privacy, in sentences: the same in tables and reports."""
+
+from collections.abc import Sequence
+
+from fedlora.recipe import Recipe
+from fedlora.runtime.charges import LARGEST_LOSS, training_charge
+
+_NO_PRIVACY = "No differential privacy was applied; updates can reveal training data."
+_UNBOUNDED = (
+    "Each site sent its adapter updates and, with them, its training loss, its number of examples, "
+    "and the loss and number of tokens of its held-out rows. It did not send the rows, but nothing "
+    "bounds what an update says about them. Publish the adapter only where the training data "
+    "themselves could be shown."
+)
+_VOID = (
+    "This run protects nobody: simulation.reproducible_noise drew its noise from the recipe's seed."
+)
+_NOT_HIDDEN = (
+    "Not hidden: who takes part, the declared numbers of records, and whatever is the same with "
+    "and without any one record. What several records of one person tell adds up: for k of them, "
+    "or copies at k sites, ε is up to k times as large, and δ larger still. So do later runs on "
+    "the same data, which each site's ledger counts."
+)
+_FLOATS = (
+    "The noise is made of floating-point numbers. Each value is the sum of four draws, which makes "
+    "attacks on their low bits hard: a mitigation, not a proof."
+)
+
+
+def summary(recipe: Recipe) -> str:
+    """Return the promise in a few words."""
+    privacy = recipe.privacy
+    if privacy.unit == "none":
+        return "none: nothing bounds what updates say about single records"
+    void = " (void: reproducible noise)" if recipe.simulation.reproducible_noise else ""
+    return f"{privacy.unit}-level, ε {privacy.epsilon:g} at δ {privacy.delta:g}{void}"
+
+
+def statement(recipe: Recipe) -> Sequence[str]:
+    """Return what is promised, under which assumptions, and what is not: a headline, and the rest.
+
+    Raises:
+        BudgetError: no noise keeps the promise.
+    """
+    privacy = recipe.privacy
+    if privacy.unit == "none":
+        return _NO_PRIVACY, _UNBOUNDED
+    headline = (
+        f"{privacy.unit.capitalize()}-level differential privacy: ε is {privacy.epsilon:g} at δ "
+        f"{privacy.delta:g} over the whole run."
+    )
+    promise = _of_examples(recipe) if privacy.unit == "example" else _of_clients(recipe)
+    void = [_VOID] if recipe.simulation.reproducible_noise else []
+    return [*void, headline, promise, _NOT_HIDDEN, _FLOATS]
+
+
+def _of_examples(recipe: Recipe) -> str:
+    noises = [training_charge(recipe, site, steps=1).noise_multiplier for site in recipe.site_names]
+    ends = dict.fromkeys(f"{noise:.3g}" for noise in (min(noises), max(noises)))
+    promise = (
+        "It holds at each site, against all who see what leaves it, the aggregator among them; the "
+        "site's own trainer and gate are trusted. Neighbours are data sets with one training "
+        "record more or less. Each step draws every record on its own (Poisson sampling), clips "
+        f"its gradient to a norm of {recipe.max_grad_norm:g} and adds normal noise of "
+        f"{' to '.join(ends)} times that. Accountant: PRV (Gopi et al. 2021)."
+    )
+    if not recipe.privacy.evaluation_noise:
+        return promise
+    return (
+        f"{promise} Held-out losses are cut to {LARGEST_LOSS:g} a record and summed with noise of "
+        f"{recipe.privacy.evaluation_noise:g} times that, which is part of ε. A loss that is "
+        "shown is that sum over the declared number of held-out records: a rough number."
+    )
+
+
+def _of_clients(recipe: Recipe) -> str:
+    return (
+        "It holds for all data of one client together, against all who see the global adapters. "
+        "The aggregator is trusted: it sees each update, clips it to a norm of "
+        f"{recipe.privacy.clip_norm:g}, and adds noise to their sum."
+    )
