@@ -58,6 +58,8 @@ class Fold:
     received_bytes: int = 0
     """Of all updates of the cohort, refused ones too."""
     _next: int = 0
+    _memory: list[Tensor] = field(default_factory=list)
+    """Where updates are decoded, used again for each; the second is for pairs."""
 
     def begin(self) -> None:
         """Start the round, with what was spooled before a stop."""
@@ -90,10 +92,18 @@ class Fold:
         self.spool.put(site, payload, facts.metrics)
         self.admitted[site] = facts
         if self._waits_for_all:
-            del update  # the fold reads it again
-            self._advance()
+            self._advance()  # the fold reads it again
         else:
             self._advance(fresh=(site, update))
+
+    def finish(self) -> AdapterUpdate:
+        """Return the round's update, and keep no memory for others.
+
+        Raises:
+            AdapterError: no update was folded.
+        """
+        self._memory.clear()
+        return self.aggregator.finish()
 
     def refuse(self, site: str, reason: str) -> None:
         """Settle a client without an update; one whose update was accepted stays accepted."""
@@ -135,20 +145,24 @@ class Fold:
             "median (federation.max_update_norm)."
         )
 
-    def _decode(self, site: str, payload: bytes) -> AdapterUpdate:
+    def _decode(self, site: str, payload: bytes, *, place: int = 0) -> AdapterUpdate:
+        """Return an update whose values last until the next is decoded to the same place."""
         wire = self.recipe.wire
+        while len(self._memory) <= place:
+            self._memory.append(torch.empty(self.global_adapter.spec.size))
         return decode_update(
             payload,
             envelope_of_update(self.envelope, self.recipe, site),
             codec=wire.codec,
             compress=wire.compress,
             max_bytes=wire.max_bytes,
+            out=self._memory[place],
         )
 
-    def _spooled(self, site: str) -> AdapterUpdate:
+    def _spooled(self, site: str, *, place: int = 0) -> AdapterUpdate:
         """Return an update that was admitted."""
         payload, _ = self.spool.get(site)
-        return self._decode(site, payload)
+        return self._decode(site, payload, place=place)
 
     def _norm(self, update: AdapterUpdate) -> float:
         """Return an update's norm in the space in which it is combined.
@@ -214,9 +228,8 @@ class Fold:
             if row:
                 one = self._spooled(site)
             for column in range(row):
-                other = self._spooled(sites[column])
+                other = self._spooled(sites[column], place=1)
                 gram[row, column] = gram[column, row] = self._inner(one, other)
-                del other  # before the next is read
         return gram
 
     def _weight(self, site: str) -> float:

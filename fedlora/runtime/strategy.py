@@ -143,7 +143,7 @@ class FederatedLora(Strategy):
         self._require_quorum()
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
-        step = optimizer.step(self.checkpoint.adapter, fold.aggregator.finish())
+        step = optimizer.step(self.checkpoint.adapter, fold.finish())
         self._tail = step.tail
         self.checkpoint = Checkpoint(
             round=server_round,

@@ -89,9 +89,18 @@ def decode_trained(data: bytes, envelope: Envelope, *, max_bytes: int) -> Adapte
 
 
 def decode_update(
-    data: bytes, envelope: Envelope, *, codec: Codec, compress: bool, max_bytes: int
+    data: bytes,
+    envelope: Envelope,
+    *,
+    codec: Codec,
+    compress: bool,
+    max_bytes: int,
+    out: Tensor | None = None,
 ) -> AdapterUpdate:
     """Read what ``encode_update`` wrote; errors as ``decode_state``.
+
+    With ``out``, at least as many float32 as the update has, its values lie there: fresh memory
+    costs more than reading the bytes.
 
     The result is not an ``InspectedUpdate``: the aggregator trusts no site's gate.
 
@@ -100,7 +109,7 @@ def decode_update(
         With another codec than ``fp32`` all values are finite.
     """
     form = Format(kind=pb.KIND_UPDATE, codec=codec, compress=compress)
-    num_examples, values = _decode(data, envelope, form, max_bytes=max_bytes)
+    num_examples, values = _decode(data, envelope, form, max_bytes=max_bytes, out=out)
     return AdapterUpdate(spec=envelope.spec, values=values, num_examples=num_examples)
 
 
@@ -121,14 +130,16 @@ def _encode(
     return stream.getvalue()
 
 
-def _decode(data: bytes, envelope: Envelope, form: Format, *, max_bytes: int) -> tuple[int, Tensor]:
+def _decode(
+    data: bytes, envelope: Envelope, form: Format, *, max_bytes: int, out: Tensor | None = None
+) -> tuple[int, Tensor]:
     """Return the number of examples and the values of a message."""
     if len(data) > max_bytes:
         raise WireError(f"The message has {len(data):,} bytes; at most {max_bytes:,} are read.")
     num_examples, start = read_front(data, envelope, form)
     spec, encoding = envelope.spec, ENCODINGS[form.codec]
     blocks = _blocks(memoryview(data)[start:], spec, form)
-    values = torch.empty(spec.size)
+    values = torch.empty(spec.size) if out is None else out[: spec.size]
     for (tensor, first), block in zip(spec.offsets(), blocks, strict=True):
         into = values[first : first + tensor.size].view(tensor.shape)
         into.numpy()[...] = encoding.decode(tensor, block)

@@ -80,7 +80,7 @@ class Encoding:
     Raises ``AdapterError``, but not for ``fp32``, when a value is not finite.
     """
     decode: Callable[[TensorSpec, Block], Values]
-    """Return the values of a block of the right size, in the tensor's shape.
+    """Return the values of a block of the right size, in the tensor's shape; perhaps a view of it.
 
     Raises ``WireError``, naming the tensor, when ``encode`` would never have written the block; for
     ``nf4``, when its scales or its unused bits are not as ``encode`` writes them.
@@ -119,7 +119,7 @@ def _encode_fp32(_: TensorSpec, values: Values) -> Block:
 
 
 def _decode_fp32(tensor: TensorSpec, block: Block) -> Values:
-    return _floats(block).reshape(tensor.shape)
+    return block.view("<f4").reshape(tensor.shape)
 
 
 def _encode_bf16(tensor: TensorSpec, values: Values) -> Block:

@@ -120,7 +120,7 @@ def _stepped(start: AdapterState, payloads: Sequence[bytes], spool: Spool) -> Ad
     fold.begin()
     for site, payload in zip(fold.cohort, payloads, strict=True):
         fold.admit(site, payload, {"train_loss": 1.0})
-    return new_optimizer(_RECIPE.federation).step(start, fold.aggregator.finish()).adapter
+    return new_optimizer(_RECIPE.federation).step(start, fold.finish()).adapter
 
 
 def _fed_avg(replies: Sequence[Message]) -> ArrayRecord:

@@ -75,7 +75,7 @@ def test_any_order_of_arrival_gives_equal_bits(tmp_path):
         fold = begun(tmp_path / str(number))
         offer(fold, *order)
         assert tuple(fold.folded) == COHORT
-        results.add(fold.aggregator.finish().values.numpy().tobytes())
+        results.add(fold.finish().values.numpy().tobytes())
     assert len(results) == 1
 
 
@@ -101,7 +101,7 @@ def test_a_restart_and_failures_change_no_bit(tmp_path_factory, order, fails, st
         resumed.refuse(site, "silent") if site in fails else offer(resumed, site)
     assert resumed.folded == expected.folded
     assert resumed.refused == expected.refused
-    assert torch.equal(resumed.aggregator.finish().values, expected.aggregator.finish().values)
+    assert torch.equal(resumed.finish().values, expected.finish().values)
 
 
 def test_an_update_is_folded_as_soon_as_all_before_it_are_settled(tmp_path):
@@ -144,7 +144,7 @@ def test_a_client_that_answers_twice_counts_once(tmp_path, first):
     once = begun(tmp_path / "once")
     offer(once, *COHORT)
     assert fold.folded == once.folded
-    assert torch.equal(fold.aggregator.finish().values, once.aggregator.finish().values)
+    assert torch.equal(fold.finish().values, once.finish().values)
 
 
 def test_a_client_that_was_given_up_cannot_answer_any_more(tmp_path):
@@ -261,7 +261,7 @@ def test_a_fold_that_waits_gives_equal_bits_in_any_order_and_after_a_stop(tmp_pa
         fold = begun(tmp_path / str(number), *keys, max_norm=None)
         offer(fold, *order[2:])
         assert tuple(fold.folded) == COHORT
-        results.add(fold.aggregator.finish().values.numpy().tobytes())
+        results.add(fold.finish().values.numpy().tobytes())
     assert len(results) == 1
 
 
@@ -294,7 +294,7 @@ def test_an_update_weighs_what_it_was_trained_on(tmp_path):
     offer(fold, "b")
     first, second = make_update(seed=ord("a")).values, make_update(seed=ord("b")).values
     assert fold.folded["a"]["weight"] == 7.0
-    torch.testing.assert_close(fold.aggregator.finish().values, (7 * first + 3 * second) / 10)
+    torch.testing.assert_close(fold.finish().values, (7 * first + 3 * second) / 10)
 
 
 def test_the_median_norm_is_of_what_was_folded(tmp_path):
