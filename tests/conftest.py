@@ -55,7 +55,7 @@ micro_batch_size: 4
 learning_rate: 1e-2
 val_set_size: 0.2
 bf16: false
-privacy: {unit: none}
+privacy: {{unit: none}}
 datasets:
   - {{path: {sites["north"]}, site: north}}
   - {{path: {sites["south"]}, site: south}}

@@ -82,7 +82,7 @@ def _plots(records: Sequence[Record], comparison: Comparison) -> list[_Plot]:
         made.append(_held_out(measured, sites))
     if comparison.alone:
         made.append(_ways_of_training(comparison))
-    if any(record.get("folded") for record in records):
+    if any(map(findings.training, records)):
         made.append(_training(records, sites))
     return made
 

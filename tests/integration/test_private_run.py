@@ -1,0 +1,181 @@
+"""Whole private runs: what is charged before it is drawn, what leaves, and what is sent again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Message
+
+from fedlora.errors import RunError
+from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.mechanism import KeyStream
+from fedlora.privacy.renyi_filter import RenyiFilter
+from fedlora.runtime import simulation
+from fedlora.runtime.charges import run_charges
+from fedlora.runtime.client import app
+from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.plan import plan
+from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.server import serve
+from fedlora.runtime.simulation import start
+from fedlora.runtime.site_memory import FOLDER
+
+PRIVATE = (
+    "privacy={unit: example, epsilon: 8, delta: 1e-3, records: 20, evaluation_noise: 6}",
+    "federation={rounds: 2, local_steps: 2}",
+)
+EVALUATED = 3
+"""Times that a site is asked: before the first round and after each."""
+
+
+def play(recipe, folder: Path) -> RunFolder:
+    run = simulation.start(plan(recipe), runs=folder)
+    simulation.simulate(run, observe=lambda _: None)
+    return run
+
+
+def ledger(run: RunFolder, site: str) -> Ledger:
+    return Ledger(run.path / "sites" / site / "ledger.sqlite", new_filter=RenyiFilter)
+
+
+@pytest.fixture
+def begun(small_recipe, tmp_path, monkeypatch):
+    """Return a run that is about to start, with some overrides."""
+
+    def begin(*overrides: str) -> RunFolder:
+        run = start(plan(small_recipe(*PRIVATE, *overrides)), runs=tmp_path)
+        monkeypatch.setenv(FOLDER, str(run.path / "sites"))
+        return run
+
+    return begin
+
+
+@pytest.fixture
+def finished(small_recipe, tmp_path) -> RunFolder:
+    return play(small_recipe(*PRIVATE), tmp_path)
+
+
+def test_everything_that_is_drawn_was_charged(finished):
+    """Each site's ledger holds its rounds and evaluations, and no more than was reserved."""
+    recipe = finished.recipe()
+    for site in recipe.site_names:
+        rows = ledger(finished, site).rows("default")
+        assert [(r.purpose, r.number) for r in rows] == [
+            ("evaluate", 0),
+            ("train", 1),
+            ("evaluate", 1),
+            ("train", 2),
+            ("evaluate", 2),
+        ]
+        balance = ledger(finished, site).balances()["default"]
+        assert set(balance.spent) == set(run_charges(recipe, site))
+        assert not any(balance.reserved.values())
+
+
+def test_nothing_leaves_that_was_not_noised(finished):
+    """No training loss, the expected number of examples, a public denominator; it is said so."""
+    recipe = finished.recipe()
+    records = finished.records()
+    for record in records[1:]:
+        for facts in record["folded"].values():
+            assert "train_loss" not in facts
+            assert facts["num_examples"] == recipe.examples_of_round[-1] == 8
+    for record in records:
+        assert [tokens for _, tokens in record["evaluation"].values()] == [5.0, 5.0]
+    assert recipe.federation.method == "freeze-a"
+    report = finished.report.read_text(encoding="utf-8")
+    assert "Example-level differential privacy: ε is 8 at δ 0.001" in report
+    assert "Training loss by round" not in report
+
+
+def test_noise_is_never_repeated_unless_the_recipe_says_so(small_recipe, tmp_path):
+    """Two runs of one recipe differ; under the flag they are equal, and the report says it."""
+    fewer = (*PRIVATE, "federation.rounds=1")
+    secure = [play(small_recipe(*fewer), tmp_path / f"s{i}") for i in range(2)]
+    flagged = (*fewer, "simulation.reproducible_noise=true")
+    repeated = [play(small_recipe(*flagged), tmp_path / f"r{i}") for i in range(2)]
+    values = [run.load().adapter.values for run in (*secure, *repeated)]
+    assert not torch.equal(values[0], values[1])
+    assert torch.equal(values[2], values[3])
+    assert "This run protects nobody" in repeated[0].report.read_text(encoding="utf-8")
+    assert "This run protects nobody" not in secure[0].report.read_text(encoding="utf-8")
+
+
+class Asks(InProcessGrid):
+    """Carries each instruction twice; remembers both replies."""
+
+    def __init__(self, clients: int) -> None:
+        super().__init__(app, clients=clients)
+        self.replies: list[tuple[Message, Message]] = []
+
+    def _answer(self, message: Message) -> Message:
+        first, second = super()._answer(message), super()._answer(message)
+        if message.metadata.message_type != "query":
+            self.replies.append((first, second))
+        return second
+
+
+def test_asked_again_a_site_sends_the_very_same_bytes(begun):
+    """Without a new charge, for training and for evaluation."""
+    run = begun()
+    grid = Asks(2)
+    serve(grid, run.path, observe=lambda _: None)
+    assert len(grid.replies) == 2 * (2 + EVALUATED)
+    for first, second in grid.replies:
+        assert first.content == second.content
+    assert len(ledger(run, "north").rows("default")) == 2 + EVALUATED
+
+
+def test_a_lost_answer_is_a_new_charge(begun, monkeypatch):
+    """A site that died after its draws charges again, with fresh noise; nothing is refunded."""
+    run = begun("federation.rounds=1")
+    monkeypatch.setattr("fedlora.runtime.client.Outbox.keep", lambda *_: None)
+    grid = Asks(2)
+    serve(grid, run.path, observe=lambda _: None)
+    trained = [pair for pair in grid.replies if pair[0].content.array_records]
+    assert all(first.content != second.content for first, second in trained)
+    rows = ledger(run, "north").rows("default")
+    assert [row.attempt for row in rows if row.purpose == "train"] == [1, 2]
+
+
+def test_what_a_private_site_says_of_its_errors_is_a_closed_list(begun, monkeypatch, caplog):
+    """The aggregator learns nothing of the text; the site's own log has it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("row 7: Mrs Miller's diagnosis")
+
+    run = begun("federation.evaluate_every=0")
+    monkeypatch.setattr("fedlora.runtime.private_round.SiteBudget.training", fail)
+    grid = Asks(2)
+    with pytest.raises(RunError, match="quorum") as caught:
+        serve(grid, run.path, observe=lambda _: None)
+    assert "The site could not answer; its own log says why." in str(caught.value)
+    assert "Miller" not in str(caught.value)
+    assert "Miller" in caplog.text
+
+
+def test_a_spent_account_ends_a_sites_part(begun):
+    """A budget that the operator opened before is kept, whatever the recipe asks for."""
+    run = begun("federation.evaluate_every=0")
+    ledger(run, "north").open_account("default", epsilon=2.0, delta=1e-3)
+    with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
+        serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
+    assert ledger(run, "north").rows("default") == []
+
+
+def test_the_noise_is_what_was_charged(small_recipe, tmp_path, monkeypatch):
+    """A run without noise at the same draws differs from the private one by the noise alone."""
+    quiet = KeyStream.gaussian
+    calls = []
+
+    def counted(stream: KeyStream, count: int) -> torch.Tensor:
+        calls.append(count)
+        return quiet(stream, count)
+
+    monkeypatch.setattr(KeyStream, "gaussian", counted)
+    run = play(small_recipe(*PRIVATE, "federation.rounds=1"), tmp_path)
+    sent = run.spec().part("B").size
+    assert calls.count(sent) == 2 * 2  # a draw for each step of each site
+    assert calls.count(1) == 2 * 2  # one for each evaluation of each site
+    assert json.loads((run.path / "rounds.jsonl").read_text().splitlines()[1])["round"] == 1
