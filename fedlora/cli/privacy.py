@@ -85,6 +85,17 @@ def show(path: LedgerFile) -> None:
 
 
 @ledger.command()
+def close(
+    path: LedgerFile,
+    run: Annotated[str, typer.Argument(help="Name of a run that will not go on.")],
+    account: Annotated[str, typer.Option(help="Name of the account.")] = _ACCOUNTED,
+) -> None:
+    """End a run: what it reserved and never drew is free again. What it drew stays charged."""
+    _open(path).close(account, run)
+    typer.echo(f"Run {run} of account {account} is closed.")
+
+
+@ledger.command()
 def verify(path: LedgerFile) -> None:
     """Walk the chain of rows and compare its head with the mirror beside the file."""
     head = _open(path).verify()

@@ -61,6 +61,34 @@ def run_charges(recipe: Recipe, site: str) -> tuple[Charge, ...]:
     return tuple(charges)
 
 
+def round_charge(recipe: Recipe, *, rounds: int = 1) -> Charge:
+    """Return the charge of rounds whose updates are clipped and noised at the aggregator.
+
+    It sees who takes part, so drawing a cohort counts for nothing. Where all take part, one client
+    more or less changes the sum by its clip norm; where a cohort of fixed size is drawn, another
+    client takes its place, which is twice that.
+
+    Raises:
+        BudgetError: no noise is enough.
+    """
+    privacy, clip = recipe.privacy, recipe.privacy.clip_norm or 0
+    everyone = recipe.cohort_size == len(recipe.site_names)
+    return Charge(
+        unit="client",
+        adjacency="add-remove" if everyone else "replace-one",
+        sensitivity=clip if everyone else 2 * clip,
+        noise_multiplier=noise_multiplier(
+            epsilon=privacy.epsilon or 0,
+            delta=privacy.delta or 0,
+            sampling_rate=1.0,
+            steps=recipe.federation.rounds,
+        ),
+        sampling_rate=1.0,
+        steps=rounds,
+        sampler="all",
+    )
+
+
 def held_out_records(recipe: Recipe, site: str) -> int:
     """Return how many records a site holds out, by what it declares: a public number."""
     share = recipe.val_set_size / (1 - recipe.val_set_size)

@@ -21,6 +21,7 @@ from fedlora.aggregation import RULES, Aggregator, Rule, Vote
 from fedlora.errors import AdapterError, FedloraError, WireError
 from fedlora.gate.inspection import inspect_metrics, inspect_update
 from fedlora.methods import COORDINATE_WISE
+from fedlora.privacy.central import clipped
 from fedlora.recipe import Recipe
 from fedlora.runtime.records import envelope_of_update
 from fedlora.runtime.spool import Spool
@@ -112,8 +113,9 @@ class Fold:
             self._advance()
 
     def median_norm(self) -> float | None:
-        """Return the median norm of the folded updates."""
-        return median(f["norm"] for f in self.folded.values()) if self.folded else None
+        """Return the median norm of the folded updates, where it may be known."""
+        norms = [facts["norm"] for facts in self.folded.values() if "norm" in facts]
+        return median(norms) if norms else None
 
     def _take_up(self, site: str) -> None:
         """Take a spooled update as admitted if it is good; if not, the client is asked again.
@@ -234,12 +236,23 @@ class Fold:
 
     def _weight(self, site: str) -> float:
         federation = self.recipe.federation
-        if federation.weighting == "uniform" or federation.robust in COORDINATE_WISE:
+        if (
+            self._of_clients
+            or federation.weighting == "uniform"
+            or federation.robust in COORDINATE_WISE
+        ):
             return 1.0
         examples = self.admitted[site].num_examples
         return float(min(examples, federation.max_weight or examples))
 
+    @property
+    def _of_clients(self) -> bool:
+        """Whether what single clients sent may be seen in their sum alone."""
+        return self.recipe.privacy.unit == "client"
+
     def _fold(self, site: str, update: AdapterUpdate, vote: Vote) -> None:
+        if self._of_clients:
+            update = clipped(update, norm=self.recipe.privacy.clip_norm or 0)
         try:
             self.aggregator.add(update, vote.weight, share=vote.share)
         except AdapterError as error:
@@ -251,6 +264,7 @@ class Fold:
             "num_examples": facts.num_examples,
             "weight": vote.weight,
             "share": vote.share,
-            "norm": facts.norm,
             "bytes": facts.bytes,
         }
+        if not self._of_clients:
+            self.folded[site]["norm"] = facts.norm

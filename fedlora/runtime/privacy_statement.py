@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fedlora.recipe import Recipe
-from fedlora.runtime.charges import LARGEST_LOSS, training_charge
+from fedlora.runtime.charges import LARGEST_LOSS, round_charge, training_charge
 
 _NO_PRIVACY = "No differential privacy was applied; updates can reveal training data."
 _UNBOUNDED = (
@@ -74,8 +74,16 @@ def _of_examples(recipe: Recipe) -> str:
 
 
 def _of_clients(recipe: Recipe) -> str:
+    charge = round_charge(recipe)
+    neighbours = {
+        "add-remove": "one client more or less",
+        "replace-one": "one client replaced by another",
+    }
     return (
         "It holds for all data of one client together, against all who see the global adapters. "
         "The aggregator is trusted: it sees each update, clips it to a norm of "
-        f"{recipe.privacy.clip_norm:g}, and adds noise to their sum."
+        f"{recipe.privacy.clip_norm:g} and adds normal noise of {charge.noise_multiplier:.3g} "
+        f"times {charge.sensitivity:g} to their sum. Neighbours are cohorts with "
+        f"{neighbours[charge.adjacency]}. Drawing a cohort counts for nothing, since the "
+        "aggregator knows it. Accountant: PRV (Gopi et al. 2021)."
     )

@@ -1,5 +1,6 @@
 """The aggregator's rounds: a Flower strategy that streams, refuses by name, and resumes."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +11,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedlora.adapter import AdapterUpdate
 from fedlora.aggregation import new_aggregator, new_optimizer
 from fedlora.errors import FedloraError, RunError, StorageError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
+from fedlora.runtime.central_budget import noised_round
 from fedlora.runtime.events import (
     EvaluationFailed,
     Observer,
@@ -110,6 +113,8 @@ class FederatedLora(Strategy):
         facts, norm = self.recipe.federation.facts, self.checkpoint.median_norm
         if facts.sent(server_round) != facts.sent(server_round - 1):
             norm = None  # it was of other factors
+        if self.recipe.privacy.unit == "client":
+            norm = math.inf  # clipping bounds them, and no update may be held against others
         self._fold = Fold(
             recipe=self.recipe,
             envelope=self._envelope(server_round),
@@ -143,7 +148,7 @@ class FederatedLora(Strategy):
         self._require_quorum()
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
-        step = optimizer.step(self.checkpoint.adapter, fold.finish())
+        step = optimizer.step(self.checkpoint.adapter, self._noised(fold.finish()))
         self._tail = step.tail
         self.checkpoint = Checkpoint(
             round=server_round,
@@ -152,6 +157,13 @@ class FederatedLora(Strategy):
             optimizer=optimizer.state(),
         )
         return None, None
+
+    def _noised(self, update: AdapterUpdate) -> AdapterUpdate:
+        """Return the round's update as the readers of the global adapter may see it."""
+        if self.recipe.privacy.unit != "client":
+            return update
+        folded, number = len(self._fold.folded), self._fold.envelope.round
+        return noised_round(update, self.run, number=number, folded=folded)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -5,16 +5,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
 from fedlora.training.batch import Batch, supervised
+from fedlora.training.gradient import GradientOf
 from fedlora.training.objectives import Objective, sft_loss
 from fedlora.training.schedule import learning_rate_factor
 
@@ -25,7 +24,7 @@ class LocalResult:
 
     state: AdapterState
     losses: Sequence[float]
-    """Mean loss per example of each optimiser step."""
+    """Mean loss per example of each optimiser step; not a number for one without examples."""
     examples: int
     tokens: int
     """Supervised tokens."""
@@ -34,8 +33,9 @@ class LocalResult:
 def train_local(
     base: BaseModel,
     received: AdapterState,
-    batches: Iterable[Batch],
+    steps: Iterable[Sequence[Batch]],
     *,
+    gradient: GradientOf,
     part: AdapterSpec,
     recipe: Recipe,
     first_step: int,
@@ -44,10 +44,9 @@ def train_local(
     objective: Objective = sft_loss,
     on_step: Callable[[int, float], None] | None = None,
 ) -> LocalResult:
-    """Train ``received`` on ``batches`` and return the result; the base keeps it as its adapter.
+    """Train ``received`` for some steps and return the result; the base keeps it as its adapter.
 
-    A step's gradient is the sum of its examples' gradients over ``recipe.batch_size``, the
-    *expected* number of examples, clipped to ``recipe.max_grad_norm``. AdamW starts afresh.
+    AdamW starts afresh.
 
     Guarantees:
         - Equal arguments give a bit-equal result on one CPU machine, dropout included.
@@ -57,34 +56,45 @@ def train_local(
     Args:
         base: the warm base model.
         received: the adapter to begin with.
-        batches: micro-batches; ``recipe.gradient_accumulation_steps`` of them make a step.
+        steps: for each optimiser step its micro-batches; none is a step without examples.
+        gradient: makes each step's gradient: ``plain_gradient(recipe)``, or a private one.
         part: the factors and leading components that are trained.
-        recipe: learning rate, schedule, weight decay, clipping.
+        recipe: learning rate, schedule, weight decay.
         first_step: steps of the whole training that come before this call.
         total_steps: steps of the whole training.
-        seed: what dropout is drawn from.
+        seed: what dropout is drawn from. In a private run it must be a secret: to whom it is known,
+            an example changes the gradients of those behind it in its batch by shifting their
+            dropout.
         objective: gives the loss of each example.
         on_step: called with the number of steps taken here and the loss of the last.
 
     Raises:
         AdapterError: ``received`` does not fit the base.
-        RunError: a loss or a gradient is not finite.
+        RunError: a step has no finite gradient.
     """
     base.load_adapter(received)
     losses: list[float] = []
     examples = tokens = 0
-    with base.training(part) as trained, _seeded(seed, base.device):
+    with (
+        base.training(part) as trained,
+        _seeded(seed, base.device),
+        gradient(trained) as gradients,
+    ):
         # torch's fused step takes a view for contiguous memory and would change other values
         fused = all(tensor.is_contiguous() for tensor in trained.tensors)
         optimizer = torch.optim.AdamW(
             trained.tensors, weight_decay=recipe.weight_decay, fused=fused
         )
-        for step, micro_batches in enumerate(_steps(batches, recipe), start=first_step):
-            count = sum(len(batch.labels) for batch in micro_batches)
-            loss = _backward(base, micro_batches, objective=objective, recipe=recipe) / count
-            trained.take_gradients()
-            norm = clip_grad_norm_(trained.tensors, recipe.max_grad_norm)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+        for step, micro_batches in enumerate(steps, start=first_step):
+            total, count = 0.0, 0
+            for batch in micro_batches:
+                of_each = objective(base, batch)
+                gradients.add(of_each)
+                total += of_each.detach().sum().item()
+                count += len(of_each)
+                tokens += int(supervised(batch).sum())
+            loss = total / count if count else math.nan
+            if not gradients.finish():
                 raise _diverged(step, loss, recipe)
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(
                 step,
@@ -96,29 +106,9 @@ def train_local(
             optimizer.zero_grad()
             losses.append(loss)
             examples += count
-            tokens += sum(int(supervised(batch).sum()) for batch in micro_batches)
             if on_step is not None:
                 on_step(len(losses), loss)
     return LocalResult(state=base.adapter(), losses=losses, examples=examples, tokens=tokens)
-
-
-def _steps(batches: Iterable[Batch], recipe: Recipe) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of one optimiser step after another; the last may have fewer."""
-    iterator = iter(batches)
-    while step := list(islice(iterator, recipe.gradient_accumulation_steps)):
-        yield step
-
-
-def _backward(
-    base: BaseModel, micro_batches: Iterable[Batch], *, objective: Objective, recipe: Recipe
-) -> float:
-    """Add the step's gradient to the parameters; return the sum of its examples' losses."""
-    total = 0.0
-    for batch in micro_batches:
-        loss = objective(base, batch).sum()
-        (loss / recipe.batch_size).backward()
-        total += loss.item()
-    return total
 
 
 def _diverged(step: int, loss: float, recipe: Recipe) -> RunError:

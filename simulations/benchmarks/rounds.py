@@ -96,7 +96,10 @@ def _bare_steps(sites: Sequence[Site], batches: Sequence[Sequence[Sequence[Batch
 
 def _grouped(site: Site) -> list[list[Batch]]:
     """Return the batches that our engine trains on, by round."""
-    return [list(site.batches(number * STEPS, STEPS)) for number in range(ROUNDS)]
+    return [
+        [batch for step in site.batches(number * STEPS, STEPS) for batch in step]
+        for number in range(ROUNDS)
+    ]
 
 
 def _as_they_come(site: Site) -> list[list[Batch]]:

@@ -118,7 +118,7 @@ class BaseModel:
         self.model.train()
         parameters = self.parameters
         try:
-            yield TrainedPart(parameters, whole=self.spec, part=part)
+            yield TrainedPart(self.model, parameters, whole=self.spec, part=part)
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)  # noqa: FBT003 - torch's own signature

@@ -15,22 +15,29 @@ class TrainedPart:
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], *, whole: AdapterSpec, part: AdapterSpec
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        *,
+        whole: AdapterSpec,
+        part: AdapterSpec,
     ) -> None:
         shapes = {tensor.name: tensor.shape for tensor in part.tensors}
-        self._parameters: list[nn.Parameter] = []
+        self.model = model
+        self.parameters: list[nn.Parameter] = []
+        """The model's own, in the order of ``part``."""
         self.tensors: list[Tensor] = []
         """The views, in the order of ``part``."""
         for parameter, tensor in zip(parameters, whole.tensors, strict=True):
             parameter.requires_grad_(tensor.name in shapes)  # what is not trained costs nothing
             if tensor.name in shapes:
                 rows, columns = shapes[tensor.name]
-                self._parameters.append(parameter)
+                self.parameters.append(parameter)
                 self.tensors.append(parameter.detach()[:rows, :columns])
 
     def take_gradients(self) -> None:
         """Move the parameters' gradients to the views."""
-        for view, parameter in zip(self.tensors, self._parameters, strict=True):
+        for view, parameter in zip(self.tensors, self.parameters, strict=True):
             rows, columns = view.shape
             view.grad = None if parameter.grad is None else parameter.grad[:rows, :columns]
             parameter.grad = None

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from fedlora.adapter import AdapterState
 from fedlora.errors import BaseModelError
 from fedlora.training.base_model import BaseModel, describe, digest, generate, resolve
+from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
 
@@ -224,7 +225,8 @@ def test_the_answer_is_greedy_and_ends_at_the_end_token(recipe_of, folder, batch
     )
     start = AdapterState.initial(base.spec, seed=0)
     steps = {"first_step": 0, "total_steps": 12, "seed": "0"}
-    train_local(base, start, [lesson] * 12, part=base.spec, recipe=recipe, **steps)
+    keys = {"gradient": plain_gradient(recipe), "part": base.spec, "recipe": recipe}
+    train_local(base, start, [[lesson]] * 12, **keys, **steps)
     assert generate(base, "Which number?", max_new_tokens=20) == "forty-two"
     with base.adapter_off():
         assert generate(base, "Which number?", max_new_tokens=5) != "forty-two"

@@ -1,5 +1,6 @@
 """The one local loop."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,15 @@ import torch
 from fedlora.adapter import AdapterState
 from fedlora.errors import AdapterError, RunError
 from fedlora.training.base_model import BaseModel
+from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
 
 
-def train(base, received, batches, recipe, **keys):
-    keys = {"part": base.spec, "first_step": 0, "total_steps": 8, "seed": "0/site-1/0"} | keys
-    return train_local(base, received, batches, recipe=recipe, **keys)
+def train(base, received, steps, recipe, **keys):
+    defaults = {"part": base.spec, "first_step": 0, "total_steps": 8, "seed": "0/site-1/0"}
+    keys = {"gradient": plain_gradient(recipe)} | defaults | keys
+    return train_local(base, received, steps, recipe=recipe, **keys)
 
 
 def test_training_lowers_the_loss_and_reports_what_it_saw(base, batch, recipe_of):
@@ -23,7 +26,7 @@ def test_training_lowers_the_loss_and_reports_what_it_saw(base, batch, recipe_of
     result = train(
         base,
         AdapterState.initial(base.spec, seed=0),
-        [batch] * 6,
+        [[batch]] * 6,
         recipe_of(micro_batch_size=4),
         on_step=lambda step, loss: seen.append((step, loss)),
     )
@@ -51,7 +54,11 @@ def test_a_step_is_adamw_on_the_mean_clipped_gradient(
     expected.grad = gradient * min(1, max_norm / (float(gradient.norm()) + 1e-6))
     torch.optim.AdamW([expected], lr=1e-2, weight_decay=0.1).step()
     result = train(
-        base, adapter, [batch], recipe, objective=lambda base, batch: scale * sft_loss(base, batch)
+        base,
+        adapter,
+        [[batch]],
+        recipe,
+        objective=lambda base, batch: scale * sft_loss(base, batch),
     )
     error = float((result.state.values - expected.data).norm())
     assert error < 1e-3 * float((expected.data - adapter.values).norm())
@@ -61,8 +68,8 @@ def test_accumulated_micro_batches_equal_one_large_batch(base, adapter, batch, r
     """Two halves make the same step as the whole."""
     halves = [type(batch)(batch.input_ids[i : i + 2], batch.labels[i : i + 2]) for i in (0, 2)]
     accumulated = recipe_of(micro_batch_size=2, gradient_accumulation_steps=2)
-    whole = train(base, adapter, [batch] * 2, recipe_of(micro_batch_size=4))
-    parts = train(base, adapter, halves * 2, accumulated)
+    whole = train(base, adapter, [[batch]] * 2, recipe_of(micro_batch_size=4))
+    parts = train(base, adapter, [halves] * 2, accumulated)
     assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
     assert parts.examples == whole.examples
     moved = whole.state.minus(adapter).norm()
@@ -75,11 +82,11 @@ def test_equal_arguments_give_equal_bits_with_dropout_too(batch, recipe_of, chec
     recipe = recipe_of(lora_dropout=0.2, gradient_checkpointing=checkpointing)
     base = BaseModel.load(recipe)
     start = AdapterState.initial(base.spec, seed=0)
-    first = train(base, start, [batch] * 3, recipe)
+    first = train(base, start, [[batch]] * 3, recipe)
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    second = train(base, start, [batch] * 3, recipe)
-    other = train(base, start, [batch] * 3, recipe, seed="another")
+    second = train(base, start, [[batch]] * 3, recipe)
+    other = train(base, start, [[batch]] * 3, recipe, seed="another")
     assert torch.equal(first.state.values, second.state.values)
     assert first.losses == second.losses
     assert not torch.equal(first.state.values, other.state.values)
@@ -91,7 +98,7 @@ def test_the_schedule_runs_over_all_rounds(base, adapter, batch, recipe_of):
     recipe = recipe_of()
 
     def moved(first_step):
-        result = train(base, adapter, [batch], recipe, first_step=first_step)
+        result = train(base, adapter, [[batch]], recipe, first_step=first_step)
         return float(result.state.minus(adapter).norm())
 
     assert moved(4) == pytest.approx(moved(0) / 2, rel=1e-3)
@@ -104,7 +111,19 @@ def test_a_loss_that_is_not_finite_ends_training_and_names_the_step(
     """The error counts steps from one over the whole training and says what to change."""
     poisoned = replace(adapter, values=adapter.values * 1e30)
     with pytest.raises(RunError, match=r"diverged at step 6: .*learning_rate"):
-        train(base, poisoned, [batch], recipe_of(), first_step=5)
+        train(base, poisoned, [[batch]], recipe_of(), first_step=5)
+
+
+def test_a_loss_that_is_not_finite_ends_training_although_its_gradient_is(
+    base, adapter, batch, recipe_of
+):
+    """What a run reports must be numbers."""
+
+    def infinite(base, batch):
+        return sft_loss(base, batch) + math.inf
+
+    with pytest.raises(RunError, match="diverged at step 1: the loss is inf"):
+        train(base, adapter, [[batch]], recipe_of(), objective=infinite)
 
 
 def test_an_adapter_for_other_modules_is_refused(base, batch, recipe_of):
@@ -112,13 +131,13 @@ def test_an_adapter_for_other_modules_is_refused(base, batch, recipe_of):
     other = BaseModel.load(recipe_of(lora_target_modules=["q_proj"]))
     state = AdapterState.initial(other.spec, seed=0)
     with pytest.raises(AdapterError, match="10 tensors are not the 70"):
-        train(base, state, [batch], recipe_of())
+        train(base, state, [[batch]], recipe_of())
 
 
 def test_nf4_trains(base_nf4, batch, recipe_of):
     """The loss over a 4-bit base falls too."""
     start = AdapterState.initial(base_nf4.spec, seed=0)
-    losses = train(base_nf4, start, [batch] * 6, recipe_of(adapter="qlora")).losses
+    losses = train(base_nf4, start, [[batch]] * 6, recipe_of(adapter="qlora")).losses
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -129,7 +148,7 @@ def test_training_on_cuda_lowers_the_loss(batch, recipe_of, kind):
     """The loop works on a GPU in bfloat16, and its result is a value on the CPU."""
     recipe = recipe_of(adapter=kind, device="cuda", bf16="auto", lora_dropout=0.1)
     base = BaseModel.load(recipe)
-    result = train(base, AdapterState.initial(base.spec, seed=0), [batch] * 6, recipe)
+    result = train(base, AdapterState.initial(base.spec, seed=0), [[batch]] * 6, recipe)
     assert result.losses[-1] < 0.9 * result.losses[0]
     assert result.state.values.device.type == "cpu"
 
@@ -138,7 +157,7 @@ def test_training_on_cuda_lowers_the_loss(batch, recipe_of, kind):
 def test_only_the_part_is_trained(base, adapter, batch, recipe_of, factors, rank):
     """Other factors and further components stay bit for bit, even under weight decay."""
     part, recipe = base.spec.part(factors, rank=rank), recipe_of(weight_decay=0.1)
-    result = train(base, adapter, [batch] * 2, recipe, part=part)
+    result = train(base, adapter, [[batch]] * 2, recipe, part=part)
     before, after = dict(adapter.factors()), dict(result.state.factors())
     for tensor, values in after.items():
         moved = values != before[tensor]
@@ -151,11 +170,11 @@ def test_what_is_not_trained_still_works_in_the_model(base, adapter, batch, reci
     """The frozen components are part of the forward pass: without them the loss is another."""
     part = base.spec.part(rank=3)
     cut = adapter.part(part).part(base.spec)
-    whole = train(base, adapter, [batch], recipe_of(), part=part)
-    assert whole.losses != train(base, cut, [batch], recipe_of(), part=part).losses
+    whole = train(base, adapter, [[batch]], recipe_of(), part=part)
+    assert whole.losses != train(base, cut, [[batch]], recipe_of(), part=part).losses
 
 
 def test_after_training_a_part_all_can_be_trained_again(base, adapter, batch, recipe_of):
     """Nothing of a part stays behind in the model, not even a gradient."""
-    train(base, adapter, [batch], recipe_of(), part=base.spec.part("B"))
+    train(base, adapter, [[batch]], recipe_of(), part=base.spec.part("B"))
     assert all(p.requires_grad and p.grad is None for p in base.parameters)
