@@ -30,9 +30,12 @@ class Batch:
     """``(batch, length)`` int64: the token at the same position, or -100 where not supervised."""
 
 
-def collate(examples: Sequence[TokenizedExample], *, pad_token_id: int) -> Batch:
-    """Pad examples (at least one) on the right to the longest of them."""
-    shape = (len(examples), max(len(example.input_ids) for example in examples))
+def collate(
+    examples: Sequence[TokenizedExample], *, pad_token_id: int, length: int | None = None
+) -> Batch:
+    """Pad examples (at least one) on the right to the longest of them, or to ``length``."""
+    longest = max(len(example.input_ids) for example in examples)
+    shape = (len(examples), length or longest)
     input_ids = torch.full(shape, pad_token_id)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, IGNORED)

@@ -10,6 +10,7 @@ from fedlora.data.batches import Batch, collate, rows_of_step
 from fedlora.data.formats import Example
 from fedlora.data.partition import site_examples
 from fedlora.data.tokens import TokenizedExample, tokenize
+from fedlora.privacy.adaptive_clip import AdaptiveClip
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.privacy.private_gradient import DpSgd
@@ -18,6 +19,9 @@ from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import LocalResult, train_local
+
+_PADDING = 64
+"""Private rows are padded to a multiple of so many tokens."""
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +98,12 @@ class Site:
         Raises:
             RunError: the self-test failed: noise, clipping or training is not what it should be.
         """
-        mechanism = DpSgd(charge, expected_examples=self.recipe.batch_size, source=stream)
+        mechanism = DpSgd(
+            charge,
+            expected_examples=self.recipe.batch_size,
+            source=stream,
+            adaptive=self._adaptive(charge),
+        )
         mechanism.self_test()
         return train_local(
             self.base,
@@ -154,13 +163,35 @@ class Site:
         """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""
         for _ in range(charge.steps):
             drawn = stream.poisson_sample(len(self.train_rows), charge.sampling_rate)
-            yield list(self._micro_batches([self.train_rows[row] for row in drawn]))
+            yield list(self._padded_alone([self.train_rows[row] for row in drawn]))
+
+    def _padded_alone(self, rows: Sequence[TokenizedExample]) -> Iterator[Batch]:
+        """Yield all rows once, each padded to a length that it alone decides.
+
+        Padding changes the rounding of a row's gradient: another row must not decide it.
+        """
+        groups: dict[int, list[TokenizedExample]] = {}
+        for row in rows:
+            groups.setdefault(-(-len(row.input_ids) // _PADDING) * _PADDING, []).append(row)
+        size = self.recipe.micro_batch_size
+        for length, group in sorted(groups.items()):
+            for start in range(0, len(group), size):
+                yield self._collate(group[start : start + size], length=length)
 
     def _micro_batches(self, rows: Sequence[TokenizedExample]) -> Iterator[Batch]:
         """Yield all rows once, those of like length together."""
         rows = sorted(rows, key=lambda row: len(row.input_ids))
         size = self.recipe.micro_batch_size
         return (self._collate(rows[i : i + size]) for i in range(0, len(rows), size))
+
+    def _adaptive(self, charge: Charge) -> AdaptiveClip | None:
+        """Return how the clip norm follows the quantile that the recipe asks for, if it does."""
+        quantile = self.recipe.privacy.clip_quantile
+        if quantile is None:
+            return None
+        # The paper's twentieth of the batch, but never so little that the count takes most of z.
+        deviation = max(self.recipe.batch_size / 20, charge.noise_multiplier)
+        return AdaptiveClip(quantile=quantile, learning_rate=0.2, count_deviation=deviation)
 
     def _part(self, number: int) -> AdapterSpec:
         """Return the factors and components that the site trains in round ``number``."""
@@ -176,5 +207,5 @@ class Site:
         )
         return self._collate([self.train_rows[row] for row in rows])
 
-    def _collate(self, rows: Sequence[TokenizedExample]) -> Batch:
-        return collate(rows, pad_token_id=self.base.pad_token_id)
+    def _collate(self, rows: Sequence[TokenizedExample], *, length: int | None = None) -> Batch:
+        return collate(rows, pad_token_id=self.base.pad_token_id, length=length)
