@@ -7,6 +7,7 @@ BENCHMARKS = {
     "memory": "peak memory of the aggregator with 2 to 64 clients, beside Flower's FedAvg",
     "average": "the plain mean of ten clients against Flower's FedAvg, and what bad replies do",
     "product": "the best adapter for a mean of products, against dense SVD and bare arithmetic",
+    "private_step": "a private step against a plain one, and against Opacus's hooks",
     "rounds": "federated rounds against the bare training steps, and against the plain way",
     "wire": "bytes that a client sends in a round, against Flower's float32 factors",
 }
@@ -21,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.list or not arguments.name:
         for name, subject in BENCHMARKS.items():
-            print(f"{name:10} {subject}")
+            print(f"{name:13} {subject}")
         return
     importlib.import_module(f"simulations.benchmarks.{arguments.name}").run(arguments.n)
 

@@ -38,7 +38,7 @@ def run(n: int) -> None:
     """Measure both models and print the result."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        large = _bars(_random_llama(work / "llama-30m"), work, n=n, prefix="")
+        large = _bars(random_llama(work / "llama-30m"), work, n=n, prefix="")
         small = _bars(EMBEDDED, work, n=n, prefix="embedded: ")
     report("rounds", [*large, *small], LIMITS)
 
@@ -120,7 +120,7 @@ def _recipe(base_model: str, *overrides: str) -> Recipe:
     return Recipe.from_yaml(yaml.safe_dump(demo), overrides=overrides)
 
 
-def _random_llama(folder: Path) -> str:
+def random_llama(folder: Path) -> str:
     """Write a random Llama of about 30 M parameters with the embedded model's tokenizer."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(resolve(EMBEDDED, None))

@@ -48,7 +48,7 @@ def test_the_sum_is_over_the_expected_number():
 
 
 def test_the_noise_is_as_charged():
-    """Its deviation is z times the sensitivity, on the sum; five deviations of its estimate are allowed."""
+    """Of z times the sensitivity, on the sum; within five deviations of its estimate."""
     mean = make_update(SPEC)
     mean.values.zero_()
     noised = noised_mean(mean, CHARGE, folded=4, expected=4, source=KeyStream.reproducible("y"))
