@@ -15,6 +15,7 @@ from simulations.studies.trials import play_all
 STUDIES = {
     "aggregation": "end loss, bytes and tail of each method, with and without momentum",
     "codecs": "end loss and bytes of each codec",
+    "privacy": "end loss by privacy budget and method",
     "robustness": "what hostile clients do to each rule",
 }
 DOCS = Path(__file__).parents[2] / "docs" / "studies"

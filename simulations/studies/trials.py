@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fedlora import atomic
+from fedlora.adapter import AdapterState
 from fedlora.cli.simulate import DEMO
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe, read_recipe
@@ -28,6 +29,7 @@ from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
+from fedlora.runtime.site import Site
 from fedlora.runtime.site_memory import FOLDER
 from simulations.studies.attacks import ATTACKS, HostileGrid, first_error
 
@@ -164,7 +166,12 @@ def play(trial: Trial, *, folder: Path) -> Outcome:
             raise
         print(f"{trial} stopped: {stop}", flush=True)
     error = first_error(sent, trial.recipe)
-    return _outcome(run, error=error, seconds=time.monotonic() - started)
+    outcome = _outcome(run, error=error, seconds=time.monotonic() - started)
+    if trial.recipe.privacy.unit == "none":
+        return outcome
+    # A private run tells no exact loss; the study's data are public, so it looks for itself.
+    base = AdapterState.initial(run.spec(), seed=trial.recipe.seed)
+    return replace(outcome, base=_held_out(run, base), loss=_held_out(run, run.load().adapter))
 
 
 def by_variant(results: Iterable[Result]) -> dict[str, list[Result]]:
@@ -196,6 +203,13 @@ def _outcome(run: RunFolder, *, error: float, seconds: float) -> Outcome:
         error=error,
         seconds=seconds,
     )
+
+
+def _held_out(run: RunFolder, adapter: AdapterState) -> float:
+    """Return the loss over the held-out tokens of all sites, measured here."""
+    recipe = plan(run.recipe()).recipe
+    sites = (Site.open(recipe, name) for name in recipe.site_names)
+    return overall({site.name: site.evaluate(adapter) for site in sites}).loss
 
 
 def _mean(values: Sequence[float]) -> float:
