@@ -149,6 +149,16 @@ class Recipe(Section):
                 "simulation.compare prints what data without noise gives, which "
                 f"privacy.unit: {self.privacy.unit} forbids: set it to false"
             )
+        if self.privacy.unit == "example" and self.lora_dropout:
+            raise ValueError(
+                "lora_dropout draws from a generator whose seed can be guessed, which "
+                "privacy.unit: example forbids: set it to 0"
+            )
+        if self.privacy.unit == "client" and self.wire.compress:
+            raise ValueError(
+                "with wire.compress the size of an update tells of its values, which "
+                "privacy.unit: client hides: set it to false"
+            )
         self.privacy.require_fit(
             self.federation,
             records={site: self.records_of(site) for site in self.site_names},

@@ -200,10 +200,15 @@ class Privacy(Section):
                 "each evaluation of private held-out rows costs privacy: set "
                 "privacy.evaluation_noise, or federation.evaluate_every: 0"
             )
+        if self.evaluation_noise and not federation.evaluate_every:
+            raise ValueError(
+                "privacy.evaluation_noise has no effect with federation.evaluate_every: 0: "
+                "remove it"
+            )
 
     def _require_sums(self, federation: Federation) -> None:
         sees = "looks at single updates, but privacy.unit: client may see their noised sum alone"
-        if not federation.facts.plain_sum:
+        if not federation.facts.plain_sum or federation.facts.personal:
             raise ValueError(f"federation.method: {federation.method} {sees}: take freeze-a")
         if federation.robust != "none":
             raise ValueError(f"federation.robust: {federation.robust} {sees}: take none")

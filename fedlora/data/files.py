@@ -182,4 +182,6 @@ _READERS: Mapping[str, Callable[[Path, str], Iterator[RawRow]]] = {
     ".txt": _passages,
     ".md": _passages,
 }
+PACKED = frozenset({".txt", ".md"})
+"""Suffixes of files whose rows are made of several paragraphs."""
 _SUFFIXES = ", ".join(_READERS)

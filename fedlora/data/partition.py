@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from fedlora.data.files import PACKED
 from fedlora.data.formats import Example, Rows, RowType, read_dataset
 from fedlora.errors import DataError
 from fedlora.recipe import Recipe
@@ -20,7 +21,8 @@ class SiteExamples:
     """The rows of one site.
 
     Guarantees:
-        Both parts hold at least one row, and no row of one equals a row of the other.
+        No row of one part equals a row of the other. Both hold at least one row, but under
+        ``privacy.unit: example``, where that would tell, perhaps none.
     """
 
     train: tuple[Example, ...]
@@ -53,6 +55,8 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
         raise DataError(
             f"site {site}: the recipe has no such site, only {', '.join(recipe.site_names)}."
         )
+    if recipe.privacy.unit == "example":
+        _require_whole_records(recipe.datasets)
     labelled = [dataset for dataset in recipe.datasets if dataset.site == site]
     rows = [_read(dataset, Path.cwd()) for dataset in labelled or recipe.datasets]
     examples: Sequence[Example] = [example for part in rows for example in part.examples]
@@ -68,6 +72,20 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
         examples = [example for example in examples if example in mine]
     train, held_out = _split(examples, recipe=recipe, site=site)
     return SiteExamples(train, held_out, types=tuple(dict.fromkeys(part.type for part in rows)))
+
+
+def _require_whole_records(datasets: Sequence[Dataset]) -> None:
+    """Refuse files whose paragraphs are packed into rows: one more would move all after it."""
+    for dataset in datasets:
+        path = Path(dataset.path).expanduser()
+        inner = path.rglob("*") if path.is_dir() else [path]
+        packed = next((file for file in inner if file.suffix.lower() in PACKED), None)
+        if packed:
+            raise DataError(
+                f"{packed}: paragraphs of plain text are packed into rows, so a row is no record "
+                "of its own, which privacy.unit: example needs. Write the records as .jsonl, one a "
+                "line."
+            )
 
 
 @lru_cache(maxsize=32)

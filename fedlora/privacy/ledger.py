@@ -151,7 +151,8 @@ class Ledger:
         """Charge a round, or a query of an evaluation, before its first draw of noise.
 
         It draws on what the run has reserved. What is not reserved, as when a round is played
-        again, needs the filter's leave. There is no way to take a charge back.
+        again, needs the filter's leave; an account without a limit has none to give. There is no
+        way to take a charge back.
 
         Args:
             account: where it is charged.
@@ -168,9 +169,14 @@ class Ledger:
         with self._transaction() as chain:
             known = self._book.account(account)
             opened = known.open_run(run)
+            beyond = as_steps([charge]) - opened.left
+            if beyond and known.epsilon is None:
+                raise BudgetError(
+                    f"Run {run}, {purpose} {number}: its reservation is used up, and account "
+                    f"{account} has no limit that would allow more. Start a new run."
+                )
             known.require_leave(
-                as_steps([charge]) - opened.left,
-                refusal=f"Run {run}, {purpose} {number}: its reservation is used up",
+                beyond, refusal=f"Run {run}, {purpose} {number}: its reservation is used up"
             )
             row = ChargeRow(
                 account=account,

@@ -90,12 +90,16 @@ def round_charge(recipe: Recipe, *, rounds: int = 1) -> Charge:
 
 
 def held_out_records(recipe: Recipe, site: str) -> int:
-    """Return how many records a site holds out, by what it declares: a public number."""
-    share = recipe.val_set_size / (1 - recipe.val_set_size)
-    return max(1, round(share * (recipe.records_of(site) or 0)))
+    """Return how many records a site holds out by what it declares; 0 if it declares nothing."""
+    declared, share = recipe.records_of(site) or 0, recipe.val_set_size
+    return max(1, round(declared * share / (1 - share))) if declared else 0
+
+
+def evaluated_rounds(recipe: Recipe) -> frozenset[int]:
+    """Return after which rounds sites are asked for their held-out loss: both ends, and between."""
+    every, rounds = recipe.federation.evaluate_every, recipe.federation.rounds
+    return frozenset({0, *range(every, rounds + 1, every), rounds}) if every else frozenset()
 
 
 def _queries(recipe: Recipe) -> int:
-    """Return how often a site is asked for its held-out loss: at both ends, and in between."""
-    every, rounds = recipe.federation.evaluate_every, recipe.federation.rounds
-    return 1 + rounds // every + (rounds % every > 0) if every else 0
+    return len(evaluated_rounds(recipe))

@@ -59,6 +59,18 @@ _NO_REASON = "The site could not answer; its own log says why."
 """All that a private site says of its errors: their texts may tell of its data."""
 
 
+def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Say of an error in a private run only what is on a closed list; the site's log has it all."""
+    recipe = _recipe(records.Task.of(message.content).recipe)
+    if recipe.privacy.unit == "none":
+        return call_next(message, context)
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        getLogger(__name__).exception("This site cannot answer.")
+        raise RunError(_REASONS.get(type(error), _NO_REASON)) from None
+
+
 def resend(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Answer as before what a private site has answered before; keep what it answers anew."""
     site, envelope = _open(message, context)
@@ -67,11 +79,7 @@ def resend(message: Message, context: Context, call_next: ClientAppCallable) -> 
     outbox = Outbox(SiteMemory(site.name, envelope.run))
     if known := outbox.answer(message):
         return known
-    try:
-        reply = call_next(message, context)
-    except Exception as error:
-        getLogger(__name__).exception("%s cannot answer round %s", site.name, envelope.round)
-        raise RunError(_REASONS.get(type(error), _NO_REASON)) from None
+    reply = call_next(message, context)
     outbox.keep(message, reply)
     return reply
 
@@ -79,14 +87,14 @@ def resend(message: Message, context: Context, call_next: ClientAppCallable) -> 
 app = ClientApp()
 
 
-@app.query()
+@app.query(mods=[discreet])
 def introduce(message: Message, context: Context) -> Message:
     """Say which site this is."""
     site, _ = _open(message, context)
     return Message(records.introduction(site.name), reply_to=message)
 
 
-@app.train(mods=[resend, gate])
+@app.train(mods=[discreet, resend, gate])
 def train(message: Message, context: Context) -> Message:
     """Train the received adapter for a round and reply with the increment."""
     site, envelope = _open(message, context)
@@ -109,7 +117,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(records.reply(metrics, payload=payload), reply_to=message)
 
 
-@app.evaluate(mods=[resend])
+@app.evaluate(mods=[discreet, resend])
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received adapter on the site's held-out rows."""
     site, envelope = _open(message, context)

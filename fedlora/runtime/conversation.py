@@ -69,5 +69,6 @@ def _recipe_of(spec: AdapterSpec) -> Recipe:
             "lora_alpha": spec.alpha,
             "lora_target_modules": spec.target_modules,
             "datasets": [{"path": STANDARD_LIBRARY}],
+            "privacy": {"unit": "none"},
         }
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedlora.data.partition import SiteExamples, site_examples
 from fedlora.recipe import EMBEDDED, Recipe
+from fedlora.runtime.charges import held_out_records
 from fedlora.sections import STANDARD_LIBRARY
 from fedlora.training.base_model import BaseFacts, describe
 from fedlora.wire.encodings import encoded_size
@@ -20,6 +21,7 @@ class SitePlan:
     types: tuple[str, ...]
     """Formats of its datasets, as named or detected."""
     train_rows: int
+    """Under privacy as declared, like the held-out ones."""
     held_out_rows: int
     digest: str
     """SHA-256 of its rows, in hexadecimal."""
@@ -62,8 +64,8 @@ def plan(recipe: Recipe) -> Plan:
             SitePlan(
                 name=name,
                 types=tuple(sorted(set(examples.types))),
-                train_rows=len(examples.train),
-                held_out_rows=len(examples.held_out),
+                train_rows=recipe.records_of(name) or len(examples.train),
+                held_out_rows=held_out_records(recipe, name) or len(examples.held_out),
                 digest=hashlib.sha256(_text(examples).encode()).hexdigest(),
             )
         )

@@ -15,11 +15,16 @@ _UNBOUNDED = (
 _VOID = (
     "This run protects nobody: simulation.reproducible_noise drew its noise from the recipe's seed."
 )
-_NOT_HIDDEN = (
+_CLIENTS_NOT_HIDDEN = (
+    "Not hidden: whatever is the same with and without any one client. Of clients that share data "
+    "what they tell adds up. So do later runs with the same clients, which the aggregator's ledger "
+    "counts."
+)
+_RECORDS_NOT_HIDDEN = (
     "Not hidden: who takes part, the declared numbers of records, and whatever is the same with "
     "and without any one record. What several records of one person tell adds up: for k of them, "
     "or copies at k sites, ε is up to k times as large, and δ larger still. So do later runs on "
-    "the same data, which each site's ledger counts."
+    "the same data, which a site's ledger counts if it is kept (FEDLORA_SITES)."
 )
 _FLOATS = (
     "The noise is made of floating-point numbers. Each value is the sum of four draws, which makes "
@@ -51,7 +56,8 @@ def statement(recipe: Recipe) -> Sequence[str]:
     )
     promise = _of_examples(recipe) if privacy.unit == "example" else _of_clients(recipe)
     void = [_VOID] if recipe.simulation.reproducible_noise else []
-    return [*void, headline, promise, _NOT_HIDDEN, _FLOATS]
+    hidden = _RECORDS_NOT_HIDDEN if privacy.unit == "example" else _CLIENTS_NOT_HIDDEN
+    return [*void, headline, promise, hidden, _FLOATS]
 
 
 def _of_examples(recipe: Recipe) -> str:

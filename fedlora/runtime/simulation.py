@@ -1,6 +1,8 @@
 """A whole run on one machine: rounds, baselines and report, begun or gone on with."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedlora import atomic
@@ -16,7 +18,7 @@ from fedlora.runtime.ray_engine import run_on_ray
 from fedlora.runtime.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
-from fedlora.runtime.site_memory import FOLDER, SiteMemory
+from fedlora.runtime.site_memory import FOLDER, SIMULATED, SiteMemory
 
 
 def start(planned: Plan, *, runs: Path) -> RunFolder:
@@ -59,8 +61,27 @@ def simulate(run: RunFolder, *, observe: Observer) -> None:
     Raises:
         FedloraError: the run cannot go on; what is complete stays, and this call resumes it.
     """
+    with _sites_of(run):
+        _simulate(run, observe=observe)
+    write_report(run)
+
+
+@contextmanager
+def _sites_of(run: RunFolder) -> Iterator[None]:
+    """Let sites keep what they must remember below the run, if the user names no other folder."""
+    named = FOLDER in os.environ
+    os.environ.setdefault(FOLDER, str(run.path / "sites"))
+    os.environ[SIMULATED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SIMULATED]
+        if not named:
+            del os.environ[FOLDER]
+
+
+def _simulate(run: RunFolder, *, observe: Observer) -> None:
     recipe = run.recipe()
-    os.environ[FOLDER] = str(run.path / "sites")
     if not run.is_published:
         if recipe.simulation.engine == "ray":
             run_on_ray(run, observe=observe)
@@ -71,7 +92,6 @@ def simulate(run: RunFolder, *, observe: Observer) -> None:
         _publish_personal(run)
     if recipe.simulation.compare:
         train_baselines(run, observe=observe)
-    write_report(run)
 
 
 def _publish_personal(run: RunFolder) -> None:

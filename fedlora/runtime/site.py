@@ -150,7 +150,7 @@ class Site:
 
     def clipped_loss_sum(self, state: AdapterState, *, largest: float) -> float:
         """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
-        batches = self._micro_batches(self.held_out_rows)
+        batches = self._padded_alone(self.held_out_rows)
         return clipped_loss_sum(self.base, state, batches, largest=largest)
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:

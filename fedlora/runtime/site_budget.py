@@ -8,12 +8,18 @@ from functools import cached_property
 from pathlib import Path
 
 from fedlora import atomic
+from fedlora.errors import BudgetError
 from fedlora.privacy.ledger import Committed, Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.privacy.renyi_filter import RenyiFilter
-from fedlora.runtime.charges import evaluation_charge, run_charges, training_charge
+from fedlora.runtime.charges import (
+    evaluated_rounds,
+    evaluation_charge,
+    run_charges,
+    training_charge,
+)
 from fedlora.runtime.site import Site
-from fedlora.runtime.site_memory import site_folder
+from fedlora.runtime.site_memory import SIMULATED, site_folder
 
 ACCOUNT = "default"
 """All of a site's data belongs to it."""
@@ -36,6 +42,8 @@ class SiteBudget:
     def training(self, number: int) -> Committed:
         """Charge the private steps of round ``number``."""
         recipe = self.site.recipe
+        if not 1 <= number <= recipe.federation.rounds:
+            raise BudgetError(f"Round {number} is none of the {recipe.federation.rounds} planned.")
         charge = training_charge(recipe, self.site.name, steps=recipe.federation.local_steps)
         return self._ledger.commit(
             ACCOUNT,
@@ -48,6 +56,8 @@ class SiteBudget:
 
     def evaluation(self, number: int) -> Committed:
         """Charge the evaluation of the global adapter of round ``number``."""
+        if number not in evaluated_rounds(self.site.recipe):
+            raise BudgetError(f"No evaluation is planned after round {number}.")
         return self._ledger.commit(
             ACCOUNT,
             self.run,
@@ -61,6 +71,11 @@ class SiteBudget:
         """Return where the noise and samples of one charge come from."""
         recipe = self.site.recipe
         if recipe.simulation.reproducible_noise:
+            if not os.environ.get(SIMULATED):
+                raise BudgetError(
+                    "simulation.reproducible_noise protects nobody: a site that is not simulated "
+                    "refuses it."
+                )
             return KeyStream.reproducible(f"{recipe.seed}/{self.site.name}/{name}")
         return KeyStream.secure()
 

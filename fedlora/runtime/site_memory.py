@@ -15,6 +15,9 @@ from fedlora.tensor_file import pieces
 FOLDER = "FEDLORA_SITES"
 """Environment variable that names the folder in which each site has a folder of its own."""
 
+SIMULATED = "FEDLORA_SIMULATED"
+"""Environment variable that says that sites are simulated; noise may then be reproducible."""
+
 _KEEP = 3
 """Rounds that are kept: the last, and what is needed when the last two are played again."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Message
 
-from fedlora.errors import RunError
+from fedlora.errors import BudgetError, DataError, RunError
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.privacy.renyi_filter import RenyiFilter
@@ -20,6 +20,7 @@ from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
 from fedlora.runtime.site import Site
+from fedlora.runtime.site_budget import SiteBudget
 from fedlora.runtime.site_memory import FOLDER
 
 PRIVATE = (
@@ -129,15 +130,56 @@ def test_asked_again_a_site_sends_the_very_same_bytes(begun):
 
 
 def test_a_lost_answer_is_a_new_charge(begun, monkeypatch):
-    """A site that died after its draws charges again, with fresh noise; nothing is refunded."""
-    run = begun("federation.rounds=1")
+    """A site that died after its draws charges again, with fresh noise, as long as it may.
+
+    Nothing is refunded, so the last round finds nothing left.
+    """
+    run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
     monkeypatch.setattr("fedlora.runtime.client.Outbox.keep", lambda *_: None)
     grid = Asks(2)
-    serve(grid, run.path, observe=lambda _: None)
-    trained = [pair for pair in grid.replies if pair[0].content.array_records]
-    assert all(first.content != second.content for first, second in trained)
+    with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
+        serve(grid, run.path, observe=lambda _: None)
+    first, second = grid.replies[0]
+    assert first.content != second.content
     rows = ledger(run, "north").rows("default")
-    assert [row.attempt for row in rows if row.purpose == "train"] == [1, 2]
+    assert [(row.number, row.attempt) for row in rows] == [(1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("field", "number"), [("training", 0), ("training", 3), ("evaluation", 3), ("evaluation", 9)]
+)
+def test_only_what_is_planned_is_charged(begun, field, number):
+    """Whatever the aggregator asks for."""
+    run = begun()
+    site = Site.open(plan(run.recipe()).recipe, "north")
+    with pytest.raises(BudgetError, match="planned"):
+        getattr(SiteBudget(site, run.name), field)(number)
+
+
+def test_reproducible_noise_is_for_simulated_sites_alone(begun):
+    """A recipe that comes over the network cannot turn it on."""
+    run = begun("simulation.reproducible_noise=true")
+    with pytest.raises(RunError, match="privacy budget"):
+        serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
+
+
+def test_an_account_outlives_its_runs(small_recipe, tmp_path, monkeypatch):
+    """Where the operator names the folder: the second run finds the first one's charges."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "mine"))
+    fewer = (*PRIVATE, "federation.rounds=1")
+    runs = [play(small_recipe(*fewer), tmp_path / name) for name in ("one", "two")]
+    account = Ledger(tmp_path / "mine" / "north" / "ledger.sqlite", new_filter=RenyiFilter)
+    assert {row.run for row in account.rows("default")} == {run.name for run in runs}
+    assert not (runs[0].path / "sites").exists()
+
+
+def test_plain_text_is_no_set_of_records(small_recipe, tmp_path):
+    """Its paragraphs are packed into rows: one more would move all after it."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("One.\n\nTwo.\n", encoding="utf-8")
+    recipe = small_recipe(*PRIVATE, f"datasets=[{{path: {notes}, site: a}}]")
+    with pytest.raises(DataError, match=r"Write the records as \.jsonl"):
+        plan(recipe)
 
 
 def test_what_a_private_site_says_of_its_errors_is_a_closed_list(begun, monkeypatch, caplog):
@@ -146,7 +188,7 @@ def test_what_a_private_site_says_of_its_errors_is_a_closed_list(begun, monkeypa
     def fail(*_: object, **__: object) -> None:
         raise ValueError("row 7: Mrs Miller's diagnosis")
 
-    run = begun("federation.evaluate_every=0")
+    run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
     monkeypatch.setattr("fedlora.runtime.private_round.SiteBudget.training", fail)
     grid = Asks(2)
     with pytest.raises(RunError, match="quorum") as caught:
@@ -158,7 +200,7 @@ def test_what_a_private_site_says_of_its_errors_is_a_closed_list(begun, monkeypa
 
 def test_a_spent_account_ends_a_sites_part(begun):
     """A budget that the operator opened before is kept, whatever the recipe asks for."""
-    run = begun("federation.evaluate_every=0")
+    run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
     ledger(run, "north").open_account("default", epsilon=2.0, delta=1e-3)
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)

@@ -369,6 +369,19 @@ IMPOSSIBLE = {
         CLIENT + "federation: {robust: norm-bound, evaluate_every: 0}",
         "norm-bound looks at single updates",
     ),
+    "factors of single clients": (
+        CLIENT + "federation: {method: share-a, evaluate_every: 0}",
+        "share-a looks at single updates",
+    ),
+    "sizes of single updates": (
+        CLIENT + "federation: {evaluate_every: 0}\nwire: {compress: true}",
+        "the size of an update tells of its values",
+    ),
+    "noise for nothing": (
+        EXAMPLE.replace("1000}", "1000, evaluation_noise: 4}"),
+        "evaluation_noise has no effect",
+    ),
+    "a guessable seed": (EXAMPLE + "lora_dropout: 0.1", "whose seed can be guessed"),
     "evaluation of single clients": (CLIENT, "an evaluation tells of single clients"),
 }
 

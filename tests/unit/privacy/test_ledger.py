@@ -229,12 +229,16 @@ def test_accounts_are_apart(ledger):
     assert ledger.rows("second") == []
 
 
-def test_an_account_without_limit_only_records(ledger):
-    """Nothing is refused, and everything is kept."""
+def test_an_account_without_limit_lets_each_run_draw_what_it_reserved(ledger):
+    """Whatever that is; a round that is played again once all is drawn is refused."""
     ledger.open_account("free", epsilon=None, delta=1e-6)
-    ledger.reserve("free", "r", maximum=[steps(1000)])
+    ledger.reserve("free", "r", maximum=[steps(10**6)])
     proof = ledger.commit("free", "r", purpose="train", number=1, charge=steps(10**6), data="")
     assert ledger.rows("free") == [proof.row]
+    with pytest.raises(BudgetError, match="account free has no limit that would allow more"):
+        ledger.commit("free", "r", purpose="train", number=1, charge=steps(1), data="")
+    assert ledger.rows("free") == [proof.row]
+    ledger.reserve("free", "other", maximum=[steps(10**6)])
 
 
 @pytest.mark.parametrize(
