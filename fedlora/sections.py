@@ -15,6 +15,7 @@ NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 DatasetType = Literal["auto", "messages", "prompt-completion", "alpaca", "text"]
 Codec = Literal["fp32", "bf16", "int8", "nf4"]
+PrivacyUnit = Literal["none", "example", "client"]
 
 
 class Section(BaseModel):
@@ -131,7 +132,7 @@ class Federation(Section):
 class Privacy(Section):
     """What is promised, and to whom; ``unit`` has no default, so that each recipe says it."""
 
-    unit: Literal["none", "example", "client"]
+    unit: PrivacyUnit
     """What differential privacy hides: nothing, one training record, or all data of one client."""
     epsilon: Annotated[float, Field(gt=0, le=50)] | None = None
     """What the whole run may cost; the noise follows."""

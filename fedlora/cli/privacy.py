@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.privacy.ledger_rows import DEFAULT_ACCOUNT
+
 if TYPE_CHECKING:
     from fedlora.privacy.ledger import Ledger
     from fedlora.recipe import Recipe
     from fedlora.runtime.privacy_plan import Line
-
-_ACCOUNTED = "default"
 
 app = typer.Typer(
     help="Plan the noise of a run; look into a site's privacy ledger.",
@@ -53,7 +53,7 @@ def open_account(
     ],
     epsilon: Annotated[float, typer.Option(help="Most that all runs together may cost.")],
     delta: Annotated[float, typer.Option(help="At most 1 / (10 · records).")],
-    account: Annotated[str, typer.Option(help="Name of the account.")] = _ACCOUNTED,
+    account: Annotated[str, typer.Option(help="Name of the account.")] = DEFAULT_ACCOUNT,
 ) -> None:
     """Open a budget account, before a site's first run.
 
@@ -88,7 +88,7 @@ def show(path: LedgerFile) -> None:
 def close(
     path: LedgerFile,
     run: Annotated[str, typer.Argument(help="Name of a run that will not go on.")],
-    account: Annotated[str, typer.Option(help="Name of the account.")] = _ACCOUNTED,
+    account: Annotated[str, typer.Option(help="Name of the account.")] = DEFAULT_ACCOUNT,
 ) -> None:
     """End a run: what it reserved and never drew is free again. What it drew stays charged."""
     _open(path).close(account, run)

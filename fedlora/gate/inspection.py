@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate, InspectedUpdate
 from fedlora.errors import InspectionError
+from fedlora.sections import PrivacyUnit
 
 NOISED_METRICS = frozenset({"eval_loss_sum", "eval_tokens"})
 """The only numbers besides an adapter that may leave a site under privacy: a sum that was noised,
@@ -45,7 +45,7 @@ def inspect_update(update: AdapterUpdate, *, spec: AdapterSpec, examples: range)
 
 
 def inspect_metrics(
-    metrics: Mapping[str, int | float], *, unit: Literal["none", "example", "client"]
+    metrics: Mapping[str, int | float], *, unit: PrivacyUnit
 ) -> dict[str, int | float]:
     """Return the metrics when each is on the list of what may leave and is finite.
 

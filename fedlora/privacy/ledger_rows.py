@@ -10,6 +10,9 @@ from fedlora.privacy.charge import Charge
 
 Purpose = Literal["train", "evaluate"]
 
+DEFAULT_ACCOUNT = "default"
+"""All of a site's data belongs to it, unless the operator says otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccountRow:

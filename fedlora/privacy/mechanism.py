@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
@@ -35,8 +35,7 @@ class KeyStream:
     """
 
     def __init__(self, key: bytes) -> None:
-        self._stream = Cipher(AES(key), CTR(bytes(_NONCE_BYTES))).encryptor()
-        self._process = os.getpid()
+        self._stream, self._process = _stream(key), os.getpid()
 
     @classmethod
     def secure(cls) -> Self:
@@ -86,5 +85,9 @@ class KeyStream:
     def _bits(self, count: int) -> NDArray[np.uint64]:
         """Return ``(count,)`` uniform 64-bit numbers."""
         if os.getpid() != self._process:
-            self.__init__(os.urandom(_KEY_BYTES))  # type: ignore[misc]  # as new in the child
+            self._stream, self._process = _stream(os.urandom(_KEY_BYTES)), os.getpid()
         return np.frombuffer(self._stream.update(bytes(8 * count)), np.uint64)
+
+
+def _stream(key: bytes) -> CipherContext:
+    return Cipher(AES(key), CTR(bytes(_NONCE_BYTES))).encryptor()

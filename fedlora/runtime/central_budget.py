@@ -2,9 +2,7 @@
 
 from fedlora.adapter import AdapterUpdate
 from fedlora.privacy.central import noised_mean
-from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.mechanism import KeyStream
-from fedlora.privacy.renyi_filter import RenyiFilter
+from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import round_charge
 from fedlora.runtime.run_folder import RunFolder
 
@@ -24,11 +22,9 @@ def noised_round(
         StorageError: the ledger cannot be written.
     """
     recipe = run.recipe()
-    ledger = Ledger(run.path.parent / "ledger.sqlite", new_filter=RenyiFilter)
-    if ACCOUNT not in ledger.balances():
-        ledger.open_account(ACCOUNT, epsilon=None, delta=recipe.privacy.delta or 0)
     whole = round_charge(recipe, rounds=recipe.federation.rounds)
-    ledger.reserve(ACCOUNT, run.name, maximum=[whole])
+    path = run.path.parent / "ledger.sqlite"
+    ledger = reserved(path, ACCOUNT, run=run.name, recipe=recipe, maximum=[whole])
     committed = ledger.commit(
         ACCOUNT,
         run.name,
@@ -37,9 +33,7 @@ def noised_round(
         charge=round_charge(recipe),
         data="",
     )
-    stream = KeyStream.secure()
-    if recipe.simulation.reproducible_noise:
-        stream = KeyStream.reproducible(f"{recipe.seed}/clients/{number}")
+    stream = noise_stream(recipe, f"clients/{number}")
     return noised_mean(
         update, committed.redeem(), folded=folded, expected=recipe.cohort_size, source=stream
     )

@@ -66,7 +66,7 @@ def discreet(message: Message, context: Context, call_next: ClientAppCallable) -
         return call_next(message, context)
     try:
         return call_next(message, context)
-    except Exception as error:
+    except Exception as error:  # whatever it is, its text may tell of the data
         getLogger(__name__).exception("This site cannot answer.")
         raise RunError(_REASONS.get(type(error), _NO_REASON)) from None
 

@@ -155,9 +155,10 @@ class Site:
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
+        lengths = tuple(len(row.input_ids) for row in self.train_rows)
         per_step = self.recipe.gradient_accumulation_steps
         for step in range(first_step, first_step + steps):
-            yield [self._batch(step * per_step + index) for index in range(per_step)]
+            yield [self._batch(lengths, step * per_step + index) for index in range(per_step)]
 
     def _sampled(self, charge: Charge, stream: KeyStream) -> Iterator[list[Batch]]:
         """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""
@@ -198,9 +199,9 @@ class Site:
         factors = self.recipe.federation.facts.trained(number)
         return self.base.spec.part(factors, rank=self.recipe.rank_of(self.name))
 
-    def _batch(self, index: int) -> Batch:
+    def _batch(self, lengths: Sequence[int], index: int) -> Batch:
         rows = rows_of_step(
-            tuple(len(row.input_ids) for row in self.train_rows),
+            lengths,
             batch_size=self.recipe.micro_batch_size,
             seed=f"{self.recipe.seed}/{self.name}",
             step=index,

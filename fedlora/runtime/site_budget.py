@@ -4,14 +4,15 @@ import hmac
 import json
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import BudgetError
 from fedlora.privacy.ledger import Committed, Ledger
+from fedlora.privacy.ledger_rows import DEFAULT_ACCOUNT
 from fedlora.privacy.mechanism import KeyStream
-from fedlora.privacy.renyi_filter import RenyiFilter
+from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import (
     evaluated_rounds,
     evaluation_charge,
@@ -20,9 +21,6 @@ from fedlora.runtime.charges import (
 )
 from fedlora.runtime.site import Site
 from fedlora.runtime.site_memory import SIMULATED, site_folder
-
-ACCOUNT = "default"
-"""All of a site's data belongs to it."""
 
 _LEDGER, _KEY = "ledger.sqlite", "ledger.key"
 
@@ -46,12 +44,12 @@ class SiteBudget:
             raise BudgetError(f"Round {number} is none of the {recipe.federation.rounds} planned.")
         charge = training_charge(recipe, self.site.name, steps=recipe.federation.local_steps)
         return self._ledger.commit(
-            ACCOUNT,
+            DEFAULT_ACCOUNT,
             self.run,
             purpose="train",
             number=number,
             charge=charge,
-            data=self._fingerprint,
+            data=self._data,
         )
 
     def evaluation(self, number: int) -> Committed:
@@ -59,45 +57,44 @@ class SiteBudget:
         if number not in evaluated_rounds(self.site.recipe):
             raise BudgetError(f"No evaluation is planned after round {number}.")
         return self._ledger.commit(
-            ACCOUNT,
+            DEFAULT_ACCOUNT,
             self.run,
             purpose="evaluate",
             number=number,
             charge=evaluation_charge(self.site.recipe),
-            data=self._fingerprint,
+            data=self._data,
         )
 
     def stream(self, name: str) -> KeyStream:
         """Return where the noise and samples of one charge come from."""
         recipe = self.site.recipe
-        if recipe.simulation.reproducible_noise:
-            if not os.environ.get(SIMULATED):
-                raise BudgetError(
-                    "simulation.reproducible_noise protects nobody: a site that is not simulated "
-                    "refuses it."
-                )
-            return KeyStream.reproducible(f"{recipe.seed}/{self.site.name}/{name}")
-        return KeyStream.secure()
+        if recipe.simulation.reproducible_noise and not os.environ.get(SIMULATED):
+            raise BudgetError(
+                "simulation.reproducible_noise protects nobody: a site that is not simulated "
+                "refuses it."
+            )
+        return noise_stream(recipe, f"{self.site.name}/{name}")
 
     @cached_property
     def _ledger(self) -> Ledger:
         """The site's ledger, in which the run has reserved the most that it will draw."""
         recipe, folder = self.site.recipe, site_folder(self.site.name)
-        ledger = Ledger(folder / _LEDGER, new_filter=RenyiFilter)
-        if ACCOUNT not in ledger.balances():
-            ledger.open_account(ACCOUNT, epsilon=None, delta=recipe.privacy.delta or 0)
-        ledger.reserve(ACCOUNT, self.run, maximum=run_charges(recipe, self.site.name))
-        return ledger
+        maximum = run_charges(recipe, self.site.name)
+        return reserved(
+            folder / _LEDGER, DEFAULT_ACCOUNT, run=self.run, recipe=recipe, maximum=maximum
+        )
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        """Keyed digest of the site's rows: tells the operator which data a charge was for."""
-        rows = [
-            [list(row.input_ids) for row in part]
-            for part in (self.site.train_rows, self.site.held_out_rows)
-        ]
-        key = _key(site_folder(self.site.name) / _KEY)
-        return hmac.digest(key, json.dumps(rows).encode(), "sha256").hex()
+    @property
+    def _data(self) -> str:
+        """What tells the operator which data a charge was for."""
+        return _fingerprint(self.site, _key(site_folder(self.site.name) / _KEY))
+
+
+@lru_cache(maxsize=64)  # all rows are read: once, not in each round
+def _fingerprint(site: Site, key: bytes) -> str:
+    """Return a keyed digest of the site's rows."""
+    rows = [[list(row.input_ids) for row in part] for part in (site.train_rows, site.held_out_rows)]
+    return hmac.digest(key, json.dumps(rows).encode(), "sha256").hex()
 
 
 def _key(path: Path) -> bytes:

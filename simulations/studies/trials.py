@@ -207,7 +207,7 @@ def _outcome(run: RunFolder, *, error: float, seconds: float) -> Outcome:
 
 def _held_out(run: RunFolder, adapter: AdapterState) -> float:
     """Return the loss over the held-out tokens of all sites, measured here."""
-    recipe = plan(run.recipe()).recipe
+    recipe = run.recipe()
     sites = (Site.open(recipe, name) for name in recipe.site_names)
     return overall({site.name: site.evaluate(adapter) for site in sites}).loss
 
