@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from fedlora.adapter import AdapterState
-from fedlora.privacy.clipping import ClippedSum
-from fedlora.privacy.per_sample import in_shape, per_sample_gradients
+from fedlora.privacy.dp_sgd.clipping import ClippedSum
+from fedlora.privacy.dp_sgd.per_sample import in_shape, per_sample_gradients
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel, resolve
 from fedlora.training.base_model.trained_part import TrainedPart

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.privacy.ledger_rows import DEFAULT_ACCOUNT
+from fedlora.privacy.ledger import DEFAULT_ACCOUNT
 
 if TYPE_CHECKING:
     from fedlora.privacy.ledger import Ledger
@@ -66,7 +66,7 @@ def open_account(
 @ledger.command()
 def show(path: LedgerFile) -> None:
     """Print what each account has spent, by run."""
-    from fedlora.privacy.renyi_filter import RenyiFilter
+    from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 
     opened = _open(path)
     for name, balance in opened.balances().items():
@@ -109,8 +109,8 @@ def export(path: LedgerFile) -> None:
 
 
 def _open(path: Path) -> "Ledger":
+    from fedlora.privacy.accounting.renyi_filter import RenyiFilter
     from fedlora.privacy.ledger import Ledger
-    from fedlora.privacy.renyi_filter import RenyiFilter
 
     return Ledger(path, new_filter=RenyiFilter)
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import KeyStream
-from fedlora.privacy.renyi_filter import RenyiFilter
 from fedlora.recipe import Recipe
 
 

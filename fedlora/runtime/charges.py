@@ -1,6 +1,6 @@
 """What a run costs each site in privacy: the charges that follow from the recipe alone."""
 
-from fedlora.privacy.accounting import noise_multiplier
+from fedlora.privacy.accounting.calibration import noise_multiplier
 from fedlora.privacy.charge import Charge
 from fedlora.recipe import Recipe
 

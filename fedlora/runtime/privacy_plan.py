@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.errors import BudgetError, RecipeError
-from fedlora.privacy.accounting import signal_to_noise
-from fedlora.privacy.renyi_filter import RenyiFilter
+from fedlora.privacy.accounting.calibration import signal_to_noise
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.recipe import Recipe
 from fedlora.runtime.charges import run_charges, training_charge
 from fedlora.training.base_model import describe

@@ -10,10 +10,10 @@ from fedlora.data.batches import Batch, collate, rows_of_step
 from fedlora.data.formats import Example
 from fedlora.data.partition import site_examples
 from fedlora.data.tokens import TokenizedExample, tokenize
-from fedlora.privacy.adaptive_clip import AdaptiveClip
 from fedlora.privacy.charge import Charge
+from fedlora.privacy.dp_sgd.adaptive_clip import AdaptiveClip
+from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.mechanism import KeyStream
-from fedlora.privacy.private_gradient import DpSgd
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import BudgetError
-from fedlora.privacy.ledger import Committed, Ledger
-from fedlora.privacy.ledger_rows import DEFAULT_ACCOUNT
+from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Committed, Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import (

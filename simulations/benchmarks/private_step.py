@@ -25,8 +25,8 @@ from torch import Tensor
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.data.batches import Batch
 from fedlora.privacy.charge import Charge
+from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.mechanism import KeyStream
-from fedlora.privacy.private_gradient import DpSgd
 from fedlora.recipe import EMBEDDED, Recipe
 from fedlora.training.base_model import BaseModel
 from fedlora.training.gradient import GradientOf, plain_gradient

@@ -8,9 +8,9 @@ import torch
 from flwr.app import Message
 
 from fedlora.errors import BudgetError, DataError, RunError
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import KeyStream
-from fedlora.privacy.renyi_filter import RenyiFilter
 from fedlora.runtime import simulation
 from fedlora.runtime.charges import round_charge, run_charges
 from fedlora.runtime.client import app

@@ -5,9 +5,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora.privacy.accounting import epsilon
+from fedlora.privacy.accounting.calibration import epsilon
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.renyi_filter import RenyiFilter
 
 DELTAS = st.sampled_from([1e-3, 1e-5, 1e-8])
 NOISE = st.floats(0.4, 50)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedlora.privacy.clipping import ClippedSum
+from fedlora.privacy.dp_sgd.clipping import ClippedSum
 from fedlora.training.base_model import BaseModel
 from fedlora.training.objectives import sft_loss
 from tests.tiny_models import Tokens, private_sum, random_tokens, tiny_base

@@ -25,5 +25,5 @@ def test_a_short_campaign_holds():
 
 def test_a_worker_starts_light():
     """No import of the ledger brings torch, so that a trial is cheap and a command line instant."""
-    code = "import sys, fedlora.privacy.ledger; sys.exit('torch' in sys.modules)"
+    code = "import sys, fedlora.privacy.ledger.ledger; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

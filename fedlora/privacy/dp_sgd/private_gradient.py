@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from fedlora.errors import BudgetError, RunError
-from fedlora.privacy.adaptive_clip import AdaptiveClip
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.clipping import ClippedSum
-from fedlora.privacy.per_sample import (
+from fedlora.privacy.dp_sgd.adaptive_clip import AdaptiveClip
+from fedlora.privacy.dp_sgd.clipping import ClippedSum
+from fedlora.privacy.dp_sgd.per_sample import (
     PerSampleGradients,
     Trained,
     in_shape,
     per_sample_gradients,
 )
-from fedlora.privacy.self_check import require_moved, require_noise
+from fedlora.privacy.dp_sgd.self_check import require_moved, require_noise
 from fedlora.privacy.source import NoiseSource
 
 _TRIAL_SIDE = 512

@@ -14,16 +14,16 @@ from scipy import optimize
 from scipy.stats import norm
 
 from fedlora.errors import BudgetError
-from fedlora.privacy import accounting, privacy_loss
-from fedlora.privacy.accounting import (
+from fedlora.privacy.accounting import calibration, privacy_loss
+from fedlora.privacy.accounting.calibration import (
     epsilon,
     most_delta,
     noise_multiplier,
     require_delta,
     signal_to_noise,
 )
+from fedlora.privacy.accounting.renyi import Gaussian
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.renyi import Gaussian
 
 STEP = Charge(
     unit="example",
@@ -214,9 +214,9 @@ def test_calibration_is_remembered():
     """The same question is answered without composing anything again."""
     question = {"epsilon": 2.0, "delta": 1e-5, "sampling_rate": 0.03, "steps": 77}
     first = noise_multiplier(**question)
-    composed = accounting._epsilon.cache_info()
+    composed = calibration._epsilon.cache_info()
     assert noise_multiplier(**question, beside=[]) == first
-    assert accounting._epsilon.cache_info() == composed
+    assert calibration._epsilon.cache_info() == composed
 
 
 @pytest.mark.parametrize(

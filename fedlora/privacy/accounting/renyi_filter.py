@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from fedlora.privacy.accounting.renyi import divergences, epsilons, gaussians
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.renyi import divergences, epsilons, gaussians
 
 _ORDERS = tuple(1 + 2**k for k in range(8))
 """Few, since each has to pay: 2 suits an ε of some 20, 129 one of 0.1, and between two

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedlora.errors import RunError
-from fedlora.privacy.adaptive_clip import AdaptiveClip
+from fedlora.privacy.dp_sgd.adaptive_clip import AdaptiveClip
 
 
 def adaptive(**keys):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fedlora.errors import BudgetError
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.ledger_book import Balance, Book, NewFilter, as_steps, shown
-from fedlora.privacy.ledger_file import EMPTY, Chain, Head, LedgerFile
-from fedlora.privacy.ledger_rows import (
+from fedlora.privacy.ledger.book import Balance, Book, NewFilter, as_steps, shown
+from fedlora.privacy.ledger.file import EMPTY, Chain, Head, LedgerFile
+from fedlora.privacy.ledger.rows import (
     AccountRow,
     ChargeRow,
     ClosureRow,

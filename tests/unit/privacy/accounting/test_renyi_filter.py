@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from fedlora.errors import BudgetError
-from fedlora.privacy.accounting import epsilon
+from fedlora.privacy.accounting.calibration import epsilon
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.renyi_filter import RenyiFilter
 
 QUERY = Charge(
     unit="client",

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from fedlora.errors import BudgetError
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.ledger_rows import (
+from fedlora.privacy.ledger.rows import (
     AccountRow,
     ChargeRow,
     ClosureRow,

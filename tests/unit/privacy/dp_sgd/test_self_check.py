@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedlora.errors import RunError
-from fedlora.privacy.self_check import require_moved, require_noise, require_within
+from fedlora.privacy.dp_sgd.self_check import require_moved, require_noise, require_within
 
 
 def noise(*sizes, deviation=3.0, seed=0):

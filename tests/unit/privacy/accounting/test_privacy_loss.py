@@ -7,8 +7,8 @@ import pytest
 from opacus.accountants.analysis.prv import Domain
 from scipy.stats import norm
 
-from fedlora.privacy.privacy_loss import _Loss, _total, composed
-from fedlora.privacy.renyi import Gaussian
+from fedlora.privacy.accounting.privacy_loss import _Loss, _total, composed
+from fedlora.privacy.accounting.renyi import Gaussian
 
 GRID = Domain(t_min=-8.0, t_max=8.0 + 16 / 8190, size=8192)
 CASES = [(1.0, 0.3), (0.6, 0.01), (2.0, 1.0), (0.5, 0.1)]

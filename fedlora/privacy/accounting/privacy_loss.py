@@ -13,7 +13,7 @@ from opacus.accountants.analysis.prv import (  # type: ignore[import-untyped]  #
     discretize,
 )
 
-from fedlora.privacy.renyi import Gaussian, divergences, epsilons
+from fedlora.privacy.accounting.renyi import Gaussian, divergences, epsilons
 
 _ORDERS = (
     *range(2, 33),

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from fedlora.errors import BudgetError
-from fedlora.privacy import privacy_loss
+from fedlora.privacy.accounting import privacy_loss
+from fedlora.privacy.accounting.renyi import Gaussian, gaussians
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.renyi import Gaussian, gaussians
 
 LARGEST_EPSILON = 50.0
 """Above it a promise says nothing: no noise is calibrated for it, and no effort spent on it."""

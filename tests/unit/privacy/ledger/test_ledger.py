@@ -16,7 +16,7 @@ import pytest
 from fedlora.errors import BudgetError
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.ledger_file import LedgerFile
+from fedlora.privacy.ledger.file import LedgerFile
 from simulations.campaigns.ledger import StepFilter
 
 STEP = Charge(

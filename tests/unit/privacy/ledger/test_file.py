@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import BudgetError, StorageError
-from fedlora.privacy.ledger_file import EMPTY, Chain, Head, LedgerFile
+from fedlora.privacy.ledger.file import EMPTY, Chain, Head, LedgerFile
 
 ROOT = Path(__file__).parents[3]
 
@@ -185,7 +185,7 @@ def test_a_mirror_written_by_hand_as_the_error_says_is_taken(path, mirror):
 DIES_AT_THE_MIRROR = """
 import os, signal, sys
 from pathlib import Path
-from fedlora.privacy.ledger_file import LedgerFile
+from fedlora.privacy.ledger.file import LedgerFile
 
 file = LedgerFile(Path(sys.argv[1]))
 with file.transaction() as chain:
@@ -296,7 +296,7 @@ def test_a_file_of_another_kind_is_no_ledger(path, content):
 
 def test_two_transactions_never_overlap(path, monkeypatch):
     """The second waits, and says so when it has waited for too long."""
-    monkeypatch.setattr("fedlora.privacy.ledger_file._WAIT", 0.1)
+    monkeypatch.setattr("fedlora.privacy.ledger.file._WAIT", 0.1)
     file = LedgerFile(path)
     with file.transaction() as chain:
         chain.append("one")

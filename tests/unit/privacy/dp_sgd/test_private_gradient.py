@@ -8,10 +8,10 @@ import torch
 
 from fedlora.adapter import AdapterState
 from fedlora.errors import BudgetError, RunError
-from fedlora.privacy.adaptive_clip import AdaptiveClip
 from fedlora.privacy.charge import Charge
+from fedlora.privacy.dp_sgd.adaptive_clip import AdaptiveClip
+from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.mechanism import KeyStream
-from fedlora.privacy.private_gradient import DpSgd
 from fedlora.training.base_model import BaseModel
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss

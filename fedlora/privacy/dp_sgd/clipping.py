@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedlora.privacy.self_check import require_within
+from fedlora.privacy.dp_sgd.self_check import require_within
 
 _MARGIN = 1e-9
 """By how much clipping stays below the bound, relatively: more than float64 loses by rounding."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedlora.errors import RunError
-from fedlora.privacy import clipping
-from fedlora.privacy.clipping import ClippedSum
+from fedlora.privacy.dp_sgd import clipping
+from fedlora.privacy.dp_sgd.clipping import ClippedSum
 from tests.gradient_oracles import clipped_sum
 
 SHAPES = [(2, 30), (40, 2)]

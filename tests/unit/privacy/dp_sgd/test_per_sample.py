@@ -9,7 +9,7 @@ from opacus import GradSampleModule
 from torch import nn
 
 from fedlora.errors import BaseModelError, RunError
-from fedlora.privacy.per_sample import per_sample_gradients
+from fedlora.privacy.dp_sgd.per_sample import per_sample_gradients
 from fedlora.training.objectives import sft_loss
 from tests.gradient_oracles import alone, clipped_sum, one_loss_at_a_time
 from tests.tiny_models import (

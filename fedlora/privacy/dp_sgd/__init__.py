@@ -1,0 +1,1 @@
+"""Private steps: gradients of each example apart, clipped, summed, noised and checked."""
