@@ -3,8 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlora.errors import StorageError
@@ -21,18 +21,21 @@ def write_file(path: Path, *content: bytes | memoryview | str) -> None:
     """
     pieces = (piece.encode() if isinstance(piece, str) else piece for piece in content)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with open(handle, "wb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_UMASK)
+        with _beside(path, pieces) as temporary:
+            temporary.chmod(0o666 & ~_UMASK)
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)  # it has gone if Ctrl-C came late
-            raise
+        _sync_folder(path.parent)
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a file that its owner alone can read, unless there is one: of several, the first stays.
+
+    Raises:
+        StorageError: the file cannot be written; nothing half-written stays.
+    """
+    with storage_errors(path):
+        with _beside(path, [content]) as temporary, suppress(FileExistsError):
+            os.link(temporary, path)  # unlike to rename, it fails where there is one
         _sync_folder(path.parent)
 
 
@@ -70,6 +73,24 @@ def storage_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}). "
             "Make room there or choose a folder that you may write to, then run again."
         ) from error
+
+
+@contextmanager
+def _beside(path: Path, pieces: Iterable[bytes | memoryview]) -> Iterator[Path]:
+    """Yield a temporary file beside ``path``, on disk, that its owner alone can read.
+
+    It has gone after the block, unless it was renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _put_in_place(new: Path, path: Path) -> None:

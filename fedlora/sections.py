@@ -18,6 +18,14 @@ Codec = Literal["fp32", "bf16", "int8", "nf4"]
 PrivacyUnit = Literal["none", "example", "client"]
 
 
+def most_delta(records: int) -> float:
+    """Return the largest δ that means anything over so many records: 1 / (10 · records).
+
+    With a δ of 1 / records, publishing a record drawn at random would count as private.
+    """
+    return 1 / (10 * records)
+
+
 class Section(BaseModel):
     """What all sections have in common: frozen, strict, unknown keys refused."""
 
@@ -191,10 +199,10 @@ class Privacy(Section):
                     f"a step draws {batch_size} records (micro_batch_size times "
                     f"gradient_accumulation_steps), but {site} declares {count}"
                 )
-            if self.delta and self.delta * 10 * count > 1:
+            if self.delta and self.delta > most_delta(count):
                 raise ValueError(
                     f"privacy.delta is {self.delta:g}, but with {count} records at {site} at most "
-                    f"{1 / (10 * count):.1g} means anything"
+                    f"1/{10 * count} means anything"
                 )
         if federation.evaluate_every and not self.evaluation_noise:
             raise ValueError(

@@ -1,7 +1,11 @@
-"""Inspection of a reply's values: pure functions, the same at the gate and the aggregator."""
+"""Inspection of a reply: pure functions. What a value must be like is the same at both ends.
+
+The gate asks for one thing more: leave to send, which a private answer has by its charge alone.
+"""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate, InspectedUpdate
 from fedlora.errors import InspectionError
@@ -15,12 +19,55 @@ ALLOWED_METRICS = NOISED_METRICS | {"train_loss"}
 """The only numbers besides an adapter that may leave a site."""
 
 
-def inspect_update(update: AdapterUpdate, *, spec: AdapterSpec, examples: range) -> InspectedUpdate:
-    """Return the update as one that may be encoded for the network.
+@dataclass(frozen=True, kw_only=True)
+class Leave:
+    """Leave to send one answer, which a site that protects examples has by a charge alone.
+
+    Raises:
+        InspectionError: examples are to be hidden, but the answer was not charged.
+    """
+
+    unit: PrivacyUnit
+    """What differential privacy hides; sites pay for examples alone."""
+    charges: int
+    """Rows for this account, run, purpose and round that the site's ledger has got since the
+    answer was asked for."""
+
+    def __post_init__(self) -> None:
+        if self.unit == "example" and self.charges < 1:
+            raise InspectionError(
+                "The answer was not charged: the site's ledger has no new row for its run and "
+                "round. It does not leave; do not train here before the cause is found."
+            )
+
+    def inspect_update(
+        self, update: AdapterUpdate, *, spec: AdapterSpec, examples: range
+    ) -> InspectedUpdate:
+        """Return the update as one that may be encoded for the network.
+
+        Raises:
+            InspectionError: as ``require_sound``.
+        """
+        require_sound(update, spec=spec, examples=examples)
+        return InspectedUpdate(
+            spec=update.spec, values=update.values, num_examples=update.num_examples
+        )
+
+    def inspect_metrics(self, metrics: Mapping[str, int | float]) -> dict[str, int | float]:
+        """Return the metrics when each may leave.
+
+        Raises:
+            InspectionError: as ``inspect_metrics``.
+        """
+        return inspect_metrics(metrics, unit=self.unit)
+
+
+def require_sound(update: AdapterUpdate, *, spec: AdapterSpec, examples: range) -> None:
+    """Do nothing if an update's values are such that it may leave a site, or be admitted.
 
     Guarantees:
-        The result has exactly the tensors of ``spec``, all of its values are finite, and its number
-        of examples is one of ``examples``.
+        It has exactly the tensors of ``spec``, all of its values are finite, and its number of
+        examples is one of ``examples``.
 
     Raises:
         InspectionError: the update is not like that.
@@ -41,7 +88,6 @@ def inspect_update(update: AdapterUpdate, *, spec: AdapterSpec, examples: range)
             f"Values of {broken[0]}{others} are not finite: the training diverged. Lower "
             "learning_rate."
         )
-    return InspectedUpdate(spec=update.spec, values=update.values, num_examples=update.num_examples)
 
 
 def inspect_metrics(

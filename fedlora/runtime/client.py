@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from functools import cache
 from logging import getLogger
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import PARTITION_ID_KEY
 
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.errors import BudgetError, InspectionError, RunError, StorageError
-from fedlora.gate.inspection import inspect_metrics, inspect_update
+from fedlora.gate.inspection import Leave
+from fedlora.privacy.ledger import Purpose
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 from fedlora.runtime.error_feedback import add_lost, keep_lost
@@ -19,6 +20,7 @@ from fedlora.runtime.outbox import Outbox
 from fedlora.runtime.personal import keep_personal, with_personal
 from fedlora.runtime.private_round import evaluated_privately, trained_privately
 from fedlora.runtime.site import Site
+from fedlora.runtime.site_budget import charges_of, site_ledger
 from fedlora.runtime.site_memory import SiteMemory
 from fedlora.wire.codec import (
     Envelope,
@@ -30,29 +32,47 @@ from fedlora.wire.codec import (
 
 
 def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let a reply to training pass only after inspection, encoded by the gate itself.
+    """Let a reply pass only after inspection, charged, and its update encoded by the gate itself.
 
     Raises:
-        InspectionError: the reply holds something that may not leave the site.
+        InspectionError: the reply was not charged, or holds something that may not leave the site.
     """
     site, envelope = _open(message, context)
-    recipe, memory = site.recipe, SiteMemory(site.name, envelope.run)
+    trained = message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
+    purpose: Purpose = "train" if trained else "evaluate"
+    before = _charges(site, envelope, purpose)
     content = call_next(message, context).content
-    metrics = inspect_metrics(records.metrics_of(content), unit=recipe.privacy.unit)
+    charges = _charges(site, envelope, purpose) - before
+    leave = Leave(unit=site.recipe.privacy.unit, charges=charges)
+    metrics = leave.inspect_metrics(records.metrics_of(content))
+    payload = _encoded(content, leave, site=site, envelope=envelope) if trained else None
+    return Message(records.reply(metrics, payload=payload), reply_to=message)
+
+
+def _charges(site: Site, envelope: Envelope, purpose: Purpose) -> int:
+    """Return how often the round was charged at the site, where rounds are."""
+    if site.recipe.privacy.unit != "example":
+        return 0
+    return charges_of(site.name, envelope.run, purpose=purpose, number=envelope.round)
+
+
+def _encoded(content: RecordDict, leave: Leave, *, site: Site, envelope: Envelope) -> bytes:
+    """Return the update of a reply as it may leave the site."""
+    recipe, memory = site.recipe, SiteMemory(site.name, envelope.run)
     envelope = records.envelope_of_update(envelope, recipe, site.name)
     payload = records.unpack(content)
     trained = decode_trained(payload, envelope, max_bytes=recipe.wire.max_bytes)
     whole = add_lost(trained, recipe, memory, number=envelope.round)
-    update = inspect_update(whole, spec=envelope.spec, examples=recipe.examples_of_round)
+    update = leave.inspect_update(whole, spec=envelope.spec, examples=recipe.examples_of_round)
     codec, compress = recipe.wire.codec, recipe.wire.compress
     payload = encode_update(update, envelope, codec=codec, compress=compress)
     keep_lost(update, recipe, memory, number=envelope.round)
-    return Message(records.reply(metrics, payload=payload), reply_to=message)
+    return payload
 
 
 _REASONS: Mapping[type[Exception], str] = {
     BudgetError: "The site's privacy budget does not allow it.",
-    InspectionError: "The site's gate refused the update.",
+    InspectionError: "The site's gate refused the answer.",
     StorageError: "The site cannot write to its disk.",
 }
 _NO_REASON = "The site could not answer; its own log says why."
@@ -69,6 +89,25 @@ def discreet(message: Message, context: Context, call_next: ClientAppCallable) -
     except Exception as error:  # whatever it is, its text may tell of the data
         getLogger(__name__).exception("This site cannot answer.")
         raise RunError(_REASONS.get(type(error), _NO_REASON)) from None
+
+
+def receipted(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Answer only if the ledger is not older than the aggregator has seen it; say how far it is.
+
+    An answer that was sent before says it anew: the head is no part of what the outbox keeps.
+
+    Raises:
+        BudgetError: the ledger is older, or another.
+        WireError: the instruction does not say what the aggregator has seen.
+    """
+    site, _ = _open(message, context)
+    if site.recipe.privacy.unit != "example":
+        return call_next(message, context)
+    ledger = site_ledger(site.name)
+    ledger.require_not_older(records.head_of(message.content))
+    reply = call_next(message, context)
+    records.add_head(reply.content, ledger.head())
+    return reply
 
 
 def resend(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -94,7 +133,7 @@ def introduce(message: Message, context: Context) -> Message:
     return Message(records.introduction(site.name), reply_to=message)
 
 
-@app.train(mods=[discreet, resend, gate])
+@app.train(mods=[discreet, receipted, resend, gate])
 def train(message: Message, context: Context) -> Message:
     """Train the received adapter for a round and reply with the increment."""
     site, envelope = _open(message, context)
@@ -117,18 +156,18 @@ def train(message: Message, context: Context) -> Message:
     return Message(records.reply(metrics, payload=payload), reply_to=message)
 
 
-@app.evaluate(mods=[discreet, resend])
+@app.evaluate(mods=[discreet, receipted, resend, gate])
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received adapter on the site's held-out rows."""
     site, envelope = _open(message, context)
-    unit, number = site.recipe.privacy.unit, envelope.round
+    number = envelope.round
     received = _received(message, site, envelope, before=number + 1)
-    if unit == "example":
+    if site.recipe.privacy.unit == "example":
         metrics = evaluated_privately(site, received, run=envelope.run, number=number)
     else:
         result = site.evaluate(received)
         metrics = {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
-    return Message(records.reply(inspect_metrics(metrics, unit=unit)), reply_to=message)
+    return Message(records.reply(metrics), reply_to=message)
 
 
 def _open(message: Message, context: Context) -> tuple[Site, Envelope]:

@@ -1,13 +1,14 @@
 """The conversation with the connected sites: who they are, and replies as they arrive."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import shorten
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora.errors import FedloraError, RunError, WireError
+from fedlora.privacy.ledger import Head
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 
@@ -66,11 +67,16 @@ class Exchange:
         task: ConfigRecord,
         *,
         arrays: ArrayRecord | None = None,
+        receipts: Mapping[str, Head] | None = None,
     ) -> list[Message]:
-        """Return one instruction for each of the sites."""
-        content = records.instruction(task, arrays)
+        """Return one instruction for each of the sites, with the receipt of its own ledger."""
         return [
-            Message(content, self._nodes[site], message_type, group_id=str(task["round"]))
+            Message(
+                records.instruction(task, arrays, receipt=(receipts or {}).get(site)),
+                self._nodes[site],
+                message_type,
+                group_id=str(task["round"]),
+            )
             for site in sites
         ]
 

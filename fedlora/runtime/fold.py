@@ -19,7 +19,7 @@ from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation import RULES, Aggregator, Rule, Vote
 from fedlora.errors import AdapterError, FedloraError, WireError
-from fedlora.gate.inspection import inspect_metrics, inspect_update
+from fedlora.gate.inspection import inspect_metrics, require_sound
 from fedlora.methods import COORDINATE_WISE
 from fedlora.privacy.central import clipped
 from fedlora.recipe import Recipe
@@ -133,7 +133,7 @@ class Fold:
         self, site: str, payload: bytes, metrics: Mapping[str, int | float]
     ) -> tuple[AdapterUpdate, Admitted]:
         update = self._decode(site, payload)
-        inspect_update(update, spec=update.spec, examples=self.recipe.examples_of_round)
+        require_sound(update, spec=update.spec, examples=self.recipe.examples_of_round)
         norm = self._norm(update)
         if self.max_norm and norm > self.max_norm:
             raise WireError(self._too_large(norm, self.max_norm, of="the last round's"))

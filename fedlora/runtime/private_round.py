@@ -1,9 +1,13 @@
-"""A private round at a site: charged first, then drawn."""
+"""A private round at a site: tested without data, charged, and only then drawn."""
+
+import torch
 
 from fedlora.adapter import AdapterState
 from fedlora.runtime.charges import held_out_records
+from fedlora.runtime.private_steps import private_steps, self_test
 from fedlora.runtime.site import Site
 from fedlora.runtime.site_budget import SiteBudget
+from fedlora.runtime.site_memory import SiteMemory
 
 
 def trained_privately(site: Site, received: AdapterState, *, run: str, number: int) -> AdapterState:
@@ -11,13 +15,22 @@ def trained_privately(site: Site, received: AdapterState, *, run: str, number: i
 
     Raises:
         BudgetError: the site's account does not allow it.
-        RunError: the self-test failed.
-        StorageError: the ledger cannot be written.
+        RunError: the self-test failed, or what the site remembers cannot be read.
+        StorageError: the ledger, or what the site must remember, cannot be written.
     """
-    budget = SiteBudget(site, run)
-    charge = budget.training(number).redeem()
+    recipe, budget = site.recipe, SiteBudget(site, run)
+    self_test(recipe, site.name)
+    memory, name = SiteMemory(site.name, run), f"clip-{recipe.federation.facts.trained(number)}"
+    bound = memory.recall(name, before=number)
+    clip_norm = recipe.max_grad_norm if bound is None else float(bound)
+    charge = budget.training(number, clip_norm=clip_norm).redeem()
     stream = budget.stream(f"train/{number}")
-    return site.train_round_privately(received, number=number, charge=charge, stream=stream).state
+    mechanism = private_steps(recipe, charge, stream)
+    result = site.train_round_privately(received, number=number, mechanism=mechanism, stream=stream)
+    if recipe.privacy.clip_quantile is not None:
+        bound = torch.tensor([mechanism.clip_norm], dtype=torch.float64)
+        memory.keep(name, bound, number=number)
+    return result.state
 
 
 def evaluated_privately(

@@ -2,7 +2,8 @@
 
 The aggregator's instruction holds the resolved recipe, the run, the round and, except when it asks
 who is there, the encoded global adapter. A site's reply holds its name, or allow-listed metrics
-and, after training, one encoded update.
+and, after training, one encoded update. Where sites protect examples, the reply also says how far
+the site's ledger has come, and the instruction how far the aggregator has seen it come.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import Self
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.errors import WireError
+from fedlora.privacy.ledger import Head
 from fedlora.recipe import Recipe
 from fedlora.sections import NAME
 from fedlora.wire.codec import Envelope
@@ -23,7 +25,7 @@ STYPE = "fedlora.wire.v1"
 _RUN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 """Regular expression of a run's name: a recipe's, and when it began."""
 
-_ADAPTER, _TASK, _METRICS, _SITE = "adapter", "task", "metrics", "site"
+_ADAPTER, _TASK, _METRICS, _SITE, _LEDGER = "adapter", "task", "metrics", "site", "ledger"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +65,15 @@ def envelope_of_update(envelope: Envelope, recipe: Recipe, site: str) -> Envelop
     return replace(envelope, spec=envelope.spec.part(factors, rank=recipe.rank_of(site)))
 
 
-def instruction(task: ConfigRecord, arrays: ArrayRecord | None) -> RecordDict:
+def instruction(
+    task: ConfigRecord, arrays: ArrayRecord | None, *, receipt: Head | None = None
+) -> RecordDict:
     """Return the content of an instruction."""
     content = RecordDict({_TASK: task})
     if arrays is not None:
         content[_ADAPTER] = arrays
+    if receipt is not None:
+        add_head(content, receipt)
     return content
 
 
@@ -101,6 +107,29 @@ def unpack(content: RecordDict) -> bytes:
         types = [array.stype for array in arrays.values()]
         raise WireError(f"One array of type {STYPE} was expected, but {types or 'none'} came.")
     return arrays[_ADAPTER].data
+
+
+def add_head(content: RecordDict, head: Head) -> None:
+    """Say in a message how far a site's ledger has come: a count of rows and a hash."""
+    content[_LEDGER] = ConfigRecord({"count": head.count, "hash": head.hash})
+
+
+def head_of(content: RecordDict) -> Head:
+    """Return how far a site's ledger has come, as a message says.
+
+    Raises:
+        WireError: it does not, or says something else.
+    """
+    record = dict(content.config_records.get(_LEDGER, {}))
+    count, digest = record.pop("count", None), record.pop("hash", None)
+    if isinstance(count, int) and isinstance(digest, str) and not record:
+        sound = not isinstance(count, bool) and 0 <= count < 2**63
+        if sound and re.fullmatch("[0-9a-f]{64}", digest):
+            return Head(count=count, hash=digest)
+    raise WireError(
+        "The message does not say how far the site's ledger has come: a count of rows and the "
+        "SHA-256 of the last were expected, and nothing else."
+    )
 
 
 def metrics_of(content: RecordDict) -> dict[str, int | float]:

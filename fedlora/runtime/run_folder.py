@@ -4,7 +4,8 @@
 
     recipe.yaml      as resolved
     spec.json        the adapter's specification
-    data.json        digests of the sites' rows, so that a resumed run trains on the same
+    data.json        digests of the sites' rows, so that a resumed run trains on the same; without
+                     privacy alone
     rounds.jsonl     one record a round
     checkpoints/     the last rounds, each a folder that is there whole or not at all
     spool/           encoded updates of the round in progress

@@ -11,10 +11,10 @@ from fedlora.data.formats import Example
 from fedlora.data.partition import site_examples
 from fedlora.data.tokens import TokenizedExample, tokenize
 from fedlora.privacy.charge import Charge
-from fedlora.privacy.dp_sgd.adaptive_clip import AdaptiveClip
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.recipe import Recipe
+from fedlora.runtime.private_steps import self_test
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate
 from fedlora.training.gradient import plain_gradient
@@ -45,10 +45,16 @@ class Site:
     def open(cls, recipe: Recipe, name: str) -> Self:
         """Read and tokenise the site's data and load the base, once in this process.
 
+        A site that protects examples first tests, without them, the noise that is to do so.
+
         Raises:
             DataError: the data cannot be used.
             BaseModelError: the base cannot be loaded.
+            RunError: the noise is not what it should be.
+            BudgetError: no noise keeps what the recipe promises.
         """
+        if recipe.privacy.unit == "example":
+            self_test(recipe, name)
         examples = site_examples(recipe, name)
         base = resident_base(recipe)
 
@@ -83,7 +89,7 @@ class Site:
         )
 
     def train_round_privately(
-        self, received: AdapterState, *, number: int, charge: Charge, stream: KeyStream
+        self, received: AdapterState, *, number: int, mechanism: DpSgd, stream: KeyStream
     ) -> LocalResult:
         """Train likewise, but so that the result tells little of any one row.
 
@@ -92,23 +98,16 @@ class Site:
         Args:
             received: the adapter to begin with.
             number: of the round, from 1.
-            charge: what may be drawn.
-            stream: where noise, samples and dropout come from.
+            mechanism: takes the steps that were charged.
+            stream: where samples and dropout come from.
 
         Raises:
-            RunError: the self-test failed: noise, clipping or training is not what it should be.
+            RunError: noise, clipping or training is not what it should be.
         """
-        mechanism = DpSgd(
-            charge,
-            expected_examples=self.recipe.batch_size,
-            source=stream,
-            adaptive=self._adaptive(charge),
-        )
-        mechanism.self_test()
         return train_local(
             self.base,
             received,
-            self._sampled(charge, stream),
+            self._sampled(mechanism.charge, stream),
             gradient=mechanism.gradient,
             part=self._part(number),
             recipe=self.recipe,
@@ -184,15 +183,6 @@ class Site:
         rows = sorted(rows, key=lambda row: len(row.input_ids))
         size = self.recipe.micro_batch_size
         return (self._collate(rows[i : i + size]) for i in range(0, len(rows), size))
-
-    def _adaptive(self, charge: Charge) -> AdaptiveClip | None:
-        """Return how the clip norm follows the quantile that the recipe asks for, if it does."""
-        quantile = self.recipe.privacy.clip_quantile
-        if quantile is None:
-            return None
-        # The paper's twentieth of the batch, but never so little that the count takes most of z.
-        deviation = max(self.recipe.batch_size / 20, charge.noise_multiplier)
-        return AdaptiveClip(quantile=quantile, learning_rate=0.2, count_deviation=deviation)
 
     def _part(self, number: int) -> AdapterSpec:
         """Return the factors and components that the site trains in round ``number``."""

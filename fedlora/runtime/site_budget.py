@@ -3,13 +3,14 @@
 import hmac
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import BudgetError
-from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Committed, Ledger
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
+from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Committed, Ledger, Purpose
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import (
@@ -22,6 +23,27 @@ from fedlora.runtime.site import Site
 from fedlora.runtime.site_memory import SIMULATED, site_folder
 
 _LEDGER, _KEY = "ledger.sqlite", "ledger.key"
+_KEY_BYTES = 32
+
+
+def site_ledger(site: str) -> Ledger:
+    """Return a site's ledger, made if it is not there.
+
+    Raises:
+        BudgetError: it is broken, or an older one was restored.
+        StorageError: it cannot be read or written.
+    """
+    return Ledger(site_folder(site) / _LEDGER, new_filter=RenyiFilter)
+
+
+def charges_of(site: str, run: str, *, purpose: Purpose, number: int) -> int:
+    """Return how often a run's round or query was charged at a site.
+
+    Raises:
+        BudgetError: as ``site_ledger``.
+        StorageError: likewise.
+    """
+    return site_ledger(site).charges_of(DEFAULT_ACCOUNT, run, purpose=purpose, number=number)
 
 
 @dataclass(frozen=True)
@@ -29,15 +51,23 @@ class SiteBudget:
     """One run's claim on a site's account.
 
     Raises:
-        BudgetError: from each method, when the account does not allow what the recipe asks for.
-        StorageError: likewise, when the ledger cannot be written.
+        BudgetError: at once, when the noise would be reproducible and the site is not simulated;
+            from each method, when the account does not allow what the recipe asks for.
+        StorageError: from each method, when the ledger cannot be written.
     """
 
     site: Site
     run: str
 
-    def training(self, number: int) -> Committed:
-        """Charge the private steps of round ``number``."""
+    def __post_init__(self) -> None:
+        if self.site.recipe.simulation.reproducible_noise and not os.environ.get(SIMULATED):
+            raise BudgetError(
+                "simulation.reproducible_noise protects nobody: a site that is not simulated "
+                "refuses it."
+            )
+
+    def training(self, number: int, *, clip_norm: float) -> Committed:
+        """Charge the private steps of round ``number``, the first of which clips to this norm."""
         recipe = self.site.recipe
         if not 1 <= number <= recipe.federation.rounds:
             raise BudgetError(f"Round {number} is none of the {recipe.federation.rounds} planned.")
@@ -47,7 +77,7 @@ class SiteBudget:
             self.run,
             purpose="train",
             number=number,
-            charge=charge,
+            charge=replace(charge, sensitivity=clip_norm),
             data=self._data,
         )
 
@@ -66,13 +96,7 @@ class SiteBudget:
 
     def stream(self, name: str) -> KeyStream:
         """Return where the noise and samples of one charge come from."""
-        recipe = self.site.recipe
-        if recipe.simulation.reproducible_noise and not os.environ.get(SIMULATED):
-            raise BudgetError(
-                "simulation.reproducible_noise protects nobody: a site that is not simulated "
-                "refuses it."
-            )
-        return noise_stream(recipe, f"{self.site.name}/{name}")
+        return noise_stream(self.site.recipe, f"{self.site.name}/{name}")
 
     @cached_property
     def _ledger(self) -> Ledger:
@@ -97,7 +121,7 @@ def _fingerprint(site: Site, key: bytes) -> str:
 
 
 def _key(path: Path) -> bytes:
+    """Return the key of this site's fingerprints, the same in all of its processes."""
     if not path.is_file():
-        atomic.write_file(path, os.urandom(32))
-        path.chmod(0o600)
+        atomic.write_secret(path, os.urandom(_KEY_BYTES))
     return path.read_bytes()

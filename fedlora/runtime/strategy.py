@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -27,6 +27,7 @@ from fedlora.runtime.events import (
 )
 from fedlora.runtime.exchange import Exchange, content_of
 from fedlora.runtime.fold import Fold
+from fedlora.runtime.receipts import Receipts
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, encode_state
@@ -52,6 +53,7 @@ class FederatedLora(Strategy):
         self.observe = observe
         self.checkpoint = run.load()
         self.exchange = Exchange(grid, self.recipe)
+        self.receipts = Receipts.of(run)
         self._unmeasured: dict[str, str] = {}
         self._tail = 0.0
 
@@ -128,7 +130,7 @@ class FederatedLora(Strategy):
         self.observe(RoundStarted(round=server_round, cohort=cohort))
         for site in set(cohort) - set(self._fold.open):
             self.observe(UpdateSettled(round=server_round, site=site))
-        return self.exchange.instructions(self._fold.open, MessageType.TRAIN, config, arrays=arrays)
+        return self._instructions(self._fold.open, MessageType.TRAIN, config, arrays)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
         """Admit each reply as it arrives, and step to the next global adapter.
@@ -175,7 +177,7 @@ class FederatedLora(Strategy):
             sites = self.exchange.sites
         elif federation.evaluate_every and server_round % federation.evaluate_every == 0:
             sites = tuple(self._fold.cohort)
-        return self.exchange.instructions(sites, MessageType.EVALUATE, config, arrays=arrays)
+        return self._instructions(sites, MessageType.EVALUATE, config, arrays)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -185,9 +187,11 @@ class FederatedLora(Strategy):
         for reply in replies:
             site = self.exchange.sender(reply)
             try:
-                values = records.metrics_of(content_of(reply))
+                values = records.metrics_of(self._content(site, reply))
                 values = inspect_metrics(values, unit=self.recipe.privacy.unit)
                 metrics[site] = [float(values[name]) for name in ("eval_loss_sum", "eval_tokens")]
+            except StorageError:
+                raise  # a full disk here is no fault of the client
             except (FedloraError, KeyError) as error:
                 self._unmeasured[site] = str(error)
                 self.observe(EvaluationFailed(round=server_round, site=site, reason=str(error)))
@@ -208,9 +212,31 @@ class FederatedLora(Strategy):
         messages = list(configure(number, arrays, self._task(number), grid))
         return self.exchange.send(messages), len(messages) * _size(arrays)
 
+    def _instructions(
+        self, sites: Iterable[str], message_type: str, task: ConfigRecord, arrays: ArrayRecord
+    ) -> Iterable[Message]:
+        """Return instructions; a site that protects examples is told how far its ledger had come.
+
+        To the question who is there no site can be told: it is not known yet.
+        """
+        seen = self.receipts.sent_to(sites) if self.recipe.privacy.unit == "example" else None
+        return self.exchange.instructions(sites, message_type, task, arrays=arrays, receipts=seen)
+
+    def _content(self, site: str, reply: Message) -> RecordDict:
+        """Return what a site replied, when its ledger is not older than it was.
+
+        Raises:
+            WireError: the reply is an error, or the ledger is older.
+            StorageError: the receipt cannot be kept.
+        """
+        content = content_of(reply)
+        if self.recipe.privacy.unit == "example":
+            self.receipts.take(site, records.head_of(content))
+        return content
+
     def _admit(self, site: str, reply: Message) -> None:
         try:
-            content = content_of(reply)
+            content = self._content(site, reply)
             metrics = records.metrics_of(content)
             self._fold.admit(site, records.unpack(content), metrics)
         except StorageError:

@@ -354,7 +354,7 @@ IMPOSSIBLE = {
     ),
     "a delta that anybody may fall under": (
         "{unit: example, epsilon: 8, delta: 1e-3, records: 1000}",
-        "at most 0.0001 means anything",
+        "at most 1/10000 means anything",
     ),
     "a query for free": (
         "{unit: example, epsilon: 8, delta: 1e-5, records: 1000}",

@@ -81,32 +81,6 @@ def noise_multiplier(
     return _noise_multiplier(wanted, budget=epsilon, delta=delta, beside=gaussians(beside))
 
 
-def most_delta(records: int) -> float:
-    """Return the largest δ that an account over so many records may have: 1 / (10 · records).
-
-    With a δ of 1 / records, publishing a record drawn at random would count as private.
-    """
-    return 1 / (10 * records)
-
-
-def require_delta(delta: float, *, records: int) -> None:
-    """Do nothing if an account over so many records may have this δ.
-
-    Args:
-        delta: of the account.
-        records: N as declared by the operator, in public.
-
-    Raises:
-        BudgetError: it may not.
-    """
-    most = most_delta(records)
-    if not 0 < delta <= most:
-        raise BudgetError(
-            f"With {records} records, δ must be above 0 and at most 1 / (10 · {records}) = "
-            f"{most:g}; it is {delta:g}. Lower δ."
-        )
-
-
 def signal_to_noise(
     *, expected_batch: float, noise_multiplier: float, parameters: int, steps: int = 1
 ) -> float:

@@ -66,7 +66,8 @@ class DpSgd:
         _require_fit(charge, expected_examples)
         self.clip_norm = charge.sensitivity
         """Of the next step; it depends on private data through what was released alone."""
-        self._charge = charge
+        self.charge = charge
+        """What may be drawn."""
         self._expected = expected_examples
         self._source = source
         self._adaptive = adaptive
@@ -105,7 +106,7 @@ class DpSgd:
         if not self._multiplier:
             return
         trial = DpSgd(
-            self._charge,
+            self.charge,
             expected_examples=self._expected,
             source=self._source,
             adaptive=self._adaptive,
@@ -115,7 +116,7 @@ class DpSgd:
             gradient.finish()
             trained.step()
         noise = trained.tensors[0].double() * self._expected
-        require_noise([noise], deviation=self._multiplier * self._charge.sensitivity)
+        require_noise([noise], deviation=self._multiplier * self.charge.sensitivity)
 
     def privatised(self, total: ClippedSum) -> Tensor:
         """Return a step's gradient, ``(total.values.numel(),)`` float32 on the sum's device.
@@ -124,9 +125,9 @@ class DpSgd:
             BudgetError: all steps that were charged have been taken.
             RunError: the noise is not what it was calibrated to.
         """
-        if self._steps >= self._charge.steps:
+        if self._steps >= self.charge.steps:
             raise BudgetError(
-                f"All {self._charge.steps} private steps that were charged have been taken. "
+                f"All {self.charge.steps} private steps that were charged have been taken. "
                 "Commit another charge to the ledger."
             )
         self._steps += 1

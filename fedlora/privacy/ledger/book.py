@@ -17,14 +17,17 @@ from fedlora.privacy.ledger.rows import (
 )
 
 Steps = Counter[Charge]
-"""Steps of each mechanism; the mechanism is a charge of one step."""
+"""Steps of each mechanism: a charge of one step, whose sensitivity counts as 1.
+
+What a step costs is decided by its noise over its sensitivity; the sensitivity itself may move from
+round to round."""
 
 
 def as_steps(charges: Iterable[Charge]) -> Steps:
     """Return the steps of each mechanism."""
     steps: Steps = Counter()
     for charge in charges:
-        steps[replace(charge, steps=1)] += charge.steps
+        steps[replace(charge, sensitivity=1.0, steps=1)] += charge.steps
     return steps
 
 

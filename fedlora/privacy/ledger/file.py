@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from fedlora import atomic
 from fedlora.errors import BudgetError, StorageError
@@ -25,11 +26,31 @@ class Head:
     hash: str
     """Of the last row, in hexadecimal."""
 
-    def extended(self, text: bytes) -> "Head":
+    def extended(self, text: bytes) -> Self:
         """Return the head after one more row: SHA-256 over the hash before it and its text."""
-        return Head(
+        return type(self)(
             count=self.count + 1, hash=hashlib.sha256(self.hash.encode() + text).hexdigest()
         )
+
+    def keep(self, path: Path) -> None:
+        """Write the head to a small file.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        atomic.write_file(path, f"{self.count} {self.hash}\n")
+
+    @classmethod
+    def kept(cls, path: Path) -> Self:
+        """Read the head that ``keep`` wrote.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: it cannot be read.
+            ValueError: it holds something else.
+        """
+        count, digest = path.read_text(encoding="ascii").split()
+        return cls(count=int(count), hash=digest)
 
 
 EMPTY = Head(count=0, hash="0" * 64)
@@ -179,12 +200,11 @@ class LedgerFile:
         """Write the mirror unless it is at the head; after a kill it may be behind."""
         head = chain.head
         if self._seen() != head:
-            atomic.write_file(self.mirror, f"{head.count} {head.hash}\n")
+            head.keep(self.mirror)
 
     def _seen(self) -> Head | None:
         try:
-            count, digest = self.mirror.read_text(encoding="ascii").split()
-            return Head(count=int(count), hash=digest)
+            return Head.kept(self.mirror)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

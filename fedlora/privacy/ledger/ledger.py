@@ -34,7 +34,7 @@ class Committed:
 
     row: ChargeRow
     head: Head
-    """The ledger's head at this row, for the aggregator's receipt."""
+    """The ledger's head at this row."""
     _redeemed: list[bool] = field(default_factory=list, init=False, repr=False)
 
     def redeem(self) -> Charge:
@@ -231,6 +231,13 @@ class Ledger:
         """Return where each account stands."""
         with self._transaction():
             return {name: account.balance() for name, account in self._book.accounts.items()}
+
+    def charges_of(self, account: str, run: str, *, purpose: Purpose, number: int) -> int:
+        """Return how often a round or query was charged; 0 also where nothing is known of it."""
+        with self._transaction():
+            known = self._book.accounts.get(account)
+            of_run = known.runs.get(run) if known else None
+            return of_run.attempts[purpose, number] if of_run else 0
 
     def rows(self, account: str) -> Sequence[ChargeRow]:
         """Return an account's charges, oldest first."""

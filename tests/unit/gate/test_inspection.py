@@ -1,15 +1,17 @@
 """What may leave a site, and what the aggregator admits: the same checks."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from fedlora.adapter import AdapterUpdate, InspectedUpdate
 from fedlora.errors import InspectionError
-from fedlora.gate.inspection import ALLOWED_METRICS, inspect_metrics, inspect_update
+from fedlora.gate.inspection import ALLOWED_METRICS, Leave, inspect_metrics, require_sound
 from tests.strategies import make_spec, make_update
 
 SPEC = make_spec()
+FREE = Leave(unit="none", charges=0)
 
 
 def trained(num_examples: int = 3, **kwargs: object) -> AdapterUpdate:
@@ -20,11 +22,28 @@ def trained(num_examples: int = 3, **kwargs: object) -> AdapterUpdate:
 def test_a_good_update_passes_as_it_is():
     """The result is the only type that is encoded for the network; its values are untouched."""
     update = trained()
-    result = inspect_update(update, spec=SPEC, examples=range(1, 4))
+    result = FREE.inspect_update(update, spec=SPEC, examples=range(1, 4))
     assert type(result) is InspectedUpdate
     assert result.spec is update.spec
     assert result.values is update.values
     assert result.num_examples == 3
+
+
+def test_what_hides_examples_leaves_by_a_charge_alone():
+    """Without a new row in the ledger there is nothing to inspect an answer with."""
+    for charges in (0, -1):
+        with pytest.raises(InspectionError, match="was not charged: the site's ledger has no new"):
+            Leave(unit="example", charges=charges)
+    update, noised = trained(), {"eval_loss_sum": 1.5, "eval_tokens": 10}
+    broken = replace(update, values=update.values * math.nan)
+    for leave in (Leave(unit="example", charges=1), Leave(unit="client", charges=0)):
+        sent = leave.inspect_update(update, spec=SPEC, examples=range(1, 4))
+        assert type(sent) is InspectedUpdate
+        assert leave.inspect_metrics(noised) == noised
+        with pytest.raises(InspectionError, match="not finite"):
+            leave.inspect_update(broken, spec=SPEC, examples=range(1, 4))
+        with pytest.raises(InspectionError, match="train_loss' may not leave"):
+            leave.inspect_metrics({"train_loss": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -35,19 +54,19 @@ def test_an_update_of_another_adapter_stays(other):
     with pytest.raises(
         InspectionError, match=f"of adapter {other.digest[:12]}, but {SPEC.digest[:12]}"
     ):
-        inspect_update(trained(spec=other), spec=SPEC, examples=range(1, 4))
+        require_sound(trained(spec=other), spec=SPEC, examples=range(1, 4))
 
 
 @pytest.mark.parametrize(("claimed", "passes"), [(-1, 0), (0, 0), (1, 1), (8, 1), (9, 0)])
 def test_the_number_of_examples_is_within_what_the_recipe_allows(claimed, passes):
     """Between the two ends, both included; the number is a weight."""
     if passes:
-        inspect_update(trained(claimed), spec=SPEC, examples=range(1, 9))
+        require_sound(trained(claimed), spec=SPEC, examples=range(1, 9))
     else:
         with pytest.raises(
             InspectionError, match=f"claims {claimed}, but the recipe allows 1 to 8"
         ):
-            inspect_update(trained(claimed), spec=SPEC, examples=range(1, 9))
+            require_sound(trained(claimed), spec=SPEC, examples=range(1, 9))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -58,10 +77,10 @@ def test_an_update_that_is_not_finite_stays(bad, place):
     update.values[place] = bad
     names = [t.name for t, values in update.factors() if not values.isfinite().all()]
     with pytest.raises(InspectionError, match=f"^Values of {names[0]} are not finite"):
-        inspect_update(update, spec=SPEC, examples=range(1, 4))
+        require_sound(update, spec=SPEC, examples=range(1, 4))
     update.values.fill_(bad)
     with pytest.raises(InspectionError, match=f"and of {len(SPEC.tensors) - 1} other tensors"):
-        inspect_update(update, spec=SPEC, examples=range(1, 4))
+        require_sound(update, spec=SPEC, examples=range(1, 4))
 
 
 def test_allowed_metrics_pass_as_they_are():
@@ -101,6 +120,6 @@ def test_under_privacy_only_what_was_noised_leaves(unit):
 
 def test_under_privacy_the_number_of_examples_is_fixed():
     """How many were drawn is private; every client says what is expected."""
-    inspect_update(trained(8), spec=SPEC, examples=range(8, 9))
+    require_sound(trained(8), spec=SPEC, examples=range(8, 9))
     with pytest.raises(InspectionError, match="claims 7, but the recipe allows 8 in a round"):
-        inspect_update(trained(7), spec=SPEC, examples=range(8, 9))
+        require_sound(trained(7), spec=SPEC, examples=range(8, 9))

@@ -1,0 +1,90 @@
+"""The aggregator's receipts: how far it has seen each site's ledger come, in this run or another.
+
+A site mirrors its ledger's head beside the ledger. Putting back yesterday's copy of both is caught
+here: each instruction tells a site the newest head that it ever sent, and one whose ledger does not
+have that row stops before it charges anything.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Self
+
+from fedlora.errors import StorageError, WireError
+from fedlora.privacy.ledger import EMPTY, Head
+from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.site_memory import FOLDER, SIMULATED
+
+
+class Receipts:
+    """The newest head of each site's ledger, one small file a site.
+
+    Guarantees:
+        - What ``take`` returned from survives a kill, a power failure, and the end of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sent: dict[str, Head] = {}
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Self:
+        """Return the receipts that the runs beside this one share.
+
+        Where sites are simulated, they lie with the sites and so end with their ledgers.
+        """
+        simulated = os.environ.get(SIMULATED) and os.environ.get(FOLDER)
+        # no site has such a name
+        return cls(Path(simulated) / ".receipts" if simulated else run.path.parent / "receipts")
+
+    def sent_to(self, sites: Iterable[str]) -> Mapping[str, Head]:
+        """Return the newest head of each site, and remember that it was sent with an instruction.
+
+        Raises:
+            StorageError: one cannot be read.
+        """
+        heads = {site: self._newest(site) for site in sites}
+        self._sent.update(heads)
+        return heads
+
+    def take(self, site: str, head: Head) -> None:
+        """Keep the head that came with a site's reply to the last instruction.
+
+        An answer that is sent again comes with the head of the day. A head between the one that was
+        sent and the newest is that of a site that answered another run of this aggregator's
+        meanwhile.
+
+        Raises:
+            WireError: it is older than the head that was sent, or another.
+            StorageError: it cannot be written.
+        """
+        newest = self._newest(site)
+        if head.count < self._sent[site].count:
+            raise WireError(
+                f"{site} says that its ledger has {head.count} rows, but it had "
+                f"{self._sent[site].count} before: an older ledger was put in its place. The site "
+                "has to put the newest one back."
+            )
+        for seen in (self._sent[site], newest):
+            if head.count == seen.count and head.hash != seen.hash:
+                raise WireError(
+                    f"{site} says that row {head.count} of its ledger has the hash "
+                    f"{head.hash[:12]}, but it was {seen.hash[:12]} before: another ledger was put "
+                    "in its place. The site has to put back the one that it wrote last."
+                )
+        if head.count > newest.count:
+            head.keep(self._path(site))
+
+    def _newest(self, site: str) -> Head:
+        try:
+            return Head.kept(self._path(site))
+        except FileNotFoundError:
+            return EMPTY
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{self._path(site)}: the receipt of the ledger of {site} cannot be read "
+                f"({error}). Put the file back from a backup; an older one is better than none."
+            ) from None
+
+    def _path(self, site: str) -> Path:
+        return self._folder / site
