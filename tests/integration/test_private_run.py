@@ -1,7 +1,6 @@
 """Whole private runs: what is charged before it is drawn, what leaves, and what is sent again."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 

@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,47 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
         atomic.write_file(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+def test_a_secret_is_its_owners_alone_from_the_start(tmp_path, monkeypatch):
+    """Nobody else may read it at any moment, under whichever name."""
+    modes = []
+    link = os.link
+
+    def watched(source: Path, target: Path) -> None:
+        modes.extend(stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir())
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", watched)
+    path = tmp_path / "key"
+    atomic.write_secret(path, b"key")
+    assert modes == [0o600]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes() == b"key"
+    assert names(tmp_path) == ["key"]
+
+
+def test_of_several_secrets_the_first_stays(tmp_path):
+    """All who write at once read the same one after it."""
+    path, start = tmp_path / "key", threading.Barrier(8)
+
+    def write(number: int) -> bytes:
+        start.wait()
+        atomic.write_secret(path, bytes([number]) * 32)
+        return path.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(write, range(8)))) == 1
+    assert names(tmp_path) == ["key"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "link"])
+def test_a_secret_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, step):
+    """Whichever step fails; the error helps."""
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(StorageError, match=r"key: cannot be written \(No space left.*Make room"):
+        atomic.write_secret(tmp_path / "key", b"key")
+    assert names(tmp_path) == []
 
 
 def test_a_disk_that_takes_no_more_leaves_the_old_file(tmp_path, small_disk):

@@ -4,6 +4,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.errors import WireError
+from fedlora.privacy.ledger import EMPTY, Head
 from fedlora.runtime import records
 
 TASK = records.Task(
@@ -138,3 +139,44 @@ def test_a_reply_without_a_name_is_refused(content):
     """The message says what is missing."""
     with pytest.raises(WireError, match="does not say which site"):
         records.site_name_of(content)
+
+
+HASH = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize("head", [EMPTY, Head(count=2**63 - 1, hash=HASH)])
+def test_a_head_survives_flower(head):
+    """In a reply, and in the instruction that gives it back."""
+    answered = records.reply({}, payload=b"update")
+    records.add_head(answered, head)
+    assert records.head_of(answered) == head
+    assert records.unpack(answered) == b"update"
+    assert records.head_of(records.instruction(TASK.to_record(), None, receipt=head)) == head
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {},
+        {"count": 1},
+        {"hash": HASH},
+        {"count": -1, "hash": HASH},
+        {"count": 2**63, "hash": HASH},
+        {"count": True, "hash": HASH},
+        {"count": 1.0, "hash": HASH},
+        {"count": "1", "hash": HASH},
+        {"count": 1, "hash": HASH[1:]},
+        {"count": 1, "hash": HASH + "\n"},
+        {"count": 1, "hash": HASH.upper()},
+        {"count": 1, "hash": HASH.encode()},
+        {"count": 1, "hash": HASH, "rows": 3},
+    ],
+)
+def test_a_head_is_a_count_and_a_hash_and_nothing_else(said):
+    """More could carry data; other types would be no head."""
+    content = records.instruction(TASK.to_record(), None)
+    if said is not None:
+        content["ledger"] = ConfigRecord(said)
+    with pytest.raises(WireError, match="how far the site's ledger has come"):
+        records.head_of(content)

@@ -133,6 +133,31 @@ def test_a_round_played_again_is_a_new_charge(ledger):
         commit(ledger, "r", 1)
 
 
+def test_a_reservation_holds_for_any_sensitivity(ledger):
+    """What a step costs is decided by its noise over its sensitivity; the row keeps the latter."""
+    ledger.reserve("default", "r", maximum=[steps(10)])
+    for number, sensitivity in enumerate((1.0, 0.3, 7.0)):
+        commit(ledger, "r", number, 3, charge=replace(steps(3), sensitivity=sensitivity))
+    balance = ledger.balances()["default"]
+    assert (balance.spent, balance.reserved) == ((steps(9),), {"r": (STEP,)})
+    assert [row.charge.sensitivity for row in ledger.rows("default")] == [1.0, 0.3, 7.0]
+
+
+def test_charges_of_a_round_are_counted(ledger, reopen):
+    """Of that account, run, purpose and number alone; of what is unknown there are none."""
+    ledger.reserve("default", "r", maximum=[steps(10)])
+    for purpose, number in (("train", 1), ("train", 1), ("train", 2), ("evaluate", 1)):
+        commit(ledger, "r", number, purpose=purpose)
+
+    def count(account: str, run: str, purpose: str, number: int) -> int:
+        return reopen().charges_of(account, run, purpose=purpose, number=number)
+
+    assert count("default", "r", "train", 1) == 2
+    assert count("default", "r", "train", 2) == count("default", "r", "evaluate", 1) == 1
+    assert count("default", "r", "evaluate", 2) == 0
+    assert count("default", "s", "train", 1) == count("other", "r", "train", 1) == 0
+
+
 def test_what_goes_past_the_reservation_leaves_others_theirs(ledger):
     """The reservation of another open run is not the budget's rest; after its end it is."""
     ledger.reserve("default", "r", maximum=[steps(4)])

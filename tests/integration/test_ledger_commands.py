@@ -1,0 +1,122 @@
+"""``fedlora privacy ledger`` as its operator meets it."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fedlora.cli import main
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
+from fedlora.privacy.charge import Charge
+from fedlora.privacy.ledger import Ledger
+
+STEP = Charge(
+    unit="example",
+    adjacency="add-remove",
+    sensitivity=1.0,
+    noise_multiplier=1.25,
+    sampling_rate=0.02,
+    steps=15,
+    sampler="poisson",
+)
+LOSS = replace(STEP, noise_multiplier=20.0, sampling_rate=1.0, steps=1, sampler="all")
+
+
+@pytest.fixture
+def fedlora(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run ``fedlora privacy ledger`` on a wide terminal; return exit code, output and errors."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlora", "privacy", "ledger", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A site's ledger with two runs, of which one goes on."""
+    path = tmp_path / "ledger.sqlite"
+    noon = datetime(2030, 1, 1, 12, tzinfo=UTC)
+    ledger = Ledger(path, new_filter=RenyiFilter, clock=lambda: noon)
+    ledger.open_account("default", epsilon=20.0, delta=1e-6)
+    ledger.reserve("default", "one", maximum=[replace(STEP, steps=45), LOSS])
+    for number in (1, 2, 2):
+        ledger.commit("default", "one", purpose="train", number=number, charge=STEP, data="")
+    ledger.commit("default", "one", purpose="evaluate", number=2, charge=LOSS, data="")
+    ledger.reserve("default", "two", maximum=[replace(STEP, steps=1500)])
+    return path
+
+
+def test_show_says_what_was_spent_and_is_promised(fedlora, path):
+    """One line for what each run did, one for what it may still do; ε as the account counts."""
+    code, out, _ = fedlora("show", path)
+    assert code == 0
+
+    def cost(*charges: Charge) -> str:
+        return f"{RenyiFilter(epsilon=1.0, delta=1e-6).epsilon_of(charges):.3g}"
+
+    trained, planned = replace(STEP, steps=45), replace(STEP, steps=1500)
+    lines = [line.split() for line in out.splitlines() if line.strip()]
+    assert out.startswith(
+        f"Account default: ε {cost(trained, LOSS)} spent of 20, with what is reserved "
+        f"{cost(trained, LOSS, planned)}, at δ 1e-06.\n"
+    )
+    when = ["2030-01-01", "12:00"]
+    assert lines[1][:2] == ["run", "for"]
+    assert ["one", "train", "2", "3", "45", "1.25", "0.02", cost(trained), *when] in lines
+    assert ["one", "evaluate", "1", "1", "1", "20", "1", cost(LOSS), *when] in lines
+    assert ["two", "reserved", "1,500", "1.25", "0.02", cost(planned)] in lines
+
+
+def test_show_of_an_account_that_nobody_used(fedlora, tmp_path):
+    """It is there, without a line."""
+    ledger = tmp_path / "ledger.sqlite"
+    Ledger(ledger, new_filter=RenyiFilter).open_account("clients", epsilon=None, delta=1e-5)
+    code, out, _ = fedlora("show", ledger)
+    assert code == 0
+    assert out.startswith("Account clients: ε 0 spent without limit, at δ 1e-05.\n")
+
+
+@pytest.mark.parametrize(("records", "says"), [(100_001, "1/1000010"), (10**7, "1/100000000")])
+def test_a_budget_with_a_delta_that_means_nothing_is_not_opened(fedlora, tmp_path, records, says):
+    """δ belongs to the account; the rule is that of recipes."""
+    ledger = tmp_path / "ledger.sqlite"
+    code, _, err = fedlora("open", ledger, "--epsilon", 8, "--delta", 1e-6, "--records", records)
+    assert code == 2
+    assert f"--delta is 1e-06, but with {records} records at most {says} means anything" in err
+    assert not ledger.exists()
+
+
+def test_a_budget_is_opened_once_the_records_are_declared(fedlora, tmp_path):
+    """With the largest δ for them, too."""
+    ledger = tmp_path / "ledger.sqlite"
+    code, _, err = fedlora("open", ledger, "--epsilon", 8, "--delta", 1e-6)
+    assert code == 2
+    assert "--records" in err
+    code, out, _ = fedlora("open", ledger, "--epsilon", 8, "--delta", 1e-6, "--records", 100_000)
+    assert (code, out) == (0, f"Account default: ε 8 at δ 1e-06, in {ledger}.\n")
+    balance = Ledger(ledger, new_filter=RenyiFilter).balances()["default"]
+    assert (balance.epsilon, balance.delta) == (8.0, 1e-6)
+
+
+def test_a_run_is_closed_and_the_ledger_verified_and_exported(fedlora, path):
+    """What the dead run reserved is free again; the last row says so."""
+    assert fedlora("close", path, "two") == (0, "Run two of account default is closed.\n", "")
+    assert "reserved" not in fedlora("show", path)[1]
+    _, exported, _ = fedlora("export", path)
+    rows = [json.loads(line) for line in exported.splitlines()]
+    assert rows[-1]["content"]["kind"] == "closure"
+    assert fedlora("verify", path) == (
+        0,
+        f"{len(rows)} rows, whole; head {rows[-1]['hash']}\n",
+        "",
+    )
