@@ -65,8 +65,8 @@ def show(path: LedgerFile) -> None:
         _print_account(name, balance, opened.rows(name), costs=costs)
     typer.echo(
         "charges: more than rounds where a round was played again, which is paid again. noise: "
-        "standard deviation over the sensitivity. ε: of this line alone; together they cost less "
-        "than the sum."
+        "standard deviation over the sensitivity. ε: of this line alone; they do not "
+        "simply add up."
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate, InspectedUpdate
 from fedlora.errors import InspectionError
+from fedlora.privacy.ledger import Purpose
 from fedlora.sections import PrivacyUnit
 
 NOISED_METRICS = frozenset({"eval_loss_sum", "eval_tokens"})
@@ -29,9 +30,11 @@ class Leave:
 
     unit: PrivacyUnit
     """What differential privacy hides; sites pay for examples alone."""
+    purpose: Purpose
+    """What was asked for."""
     charges: int
-    """Rows for this account, run, purpose and round that the site's ledger has got since the
-    answer was asked for."""
+    """Rows of that purpose, for this account, run and round, that the site's ledger has got since
+    the answer was asked for."""
 
     def __post_init__(self) -> None:
         if self.unit == "example" and self.charges < 1:
@@ -57,8 +60,11 @@ class Leave:
         """Return the metrics when each may leave.
 
         Raises:
-            InspectionError: as ``inspect_metrics``.
+            InspectionError: as ``inspect_metrics``; or there are some with a private update, whose
+                charge is for the update alone.
         """
+        if metrics and self.unit != "none" and self.purpose == "train":
+            raise InspectionError("Under privacy an update leaves without metrics.")
         return inspect_metrics(metrics, unit=self.unit)
 
 

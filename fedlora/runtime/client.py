@@ -43,7 +43,7 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     before = _charges(site, envelope, purpose)
     content = call_next(message, context).content
     charges = _charges(site, envelope, purpose) - before
-    leave = Leave(unit=site.recipe.privacy.unit, charges=charges)
+    leave = Leave(unit=site.recipe.privacy.unit, purpose=purpose, charges=charges)
     metrics = leave.inspect_metrics(records.metrics_of(content))
     payload = _encoded(content, leave, site=site, envelope=envelope) if trained else None
     return Message(records.reply(metrics, payload=payload), reply_to=message)

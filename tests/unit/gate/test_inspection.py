@@ -11,7 +11,7 @@ from fedlora.gate.inspection import ALLOWED_METRICS, Leave, inspect_metrics, req
 from tests.strategies import make_spec, make_update
 
 SPEC = make_spec()
-FREE = Leave(unit="none", charges=0)
+FREE = Leave(unit="none", purpose="train", charges=0)
 
 
 def trained(num_examples: int = 3, **kwargs: object) -> AdapterUpdate:
@@ -33,10 +33,11 @@ def test_what_hides_examples_leaves_by_a_charge_alone():
     """Without a new row in the ledger there is nothing to inspect an answer with."""
     for charges in (0, -1):
         with pytest.raises(InspectionError, match="was not charged: the site's ledger has no new"):
-            Leave(unit="example", charges=charges)
+            Leave(unit="example", purpose="train", charges=charges)
     update, noised = trained(), {"eval_loss_sum": 1.5, "eval_tokens": 10}
     broken = replace(update, values=update.values * math.nan)
-    for leave in (Leave(unit="example", charges=1), Leave(unit="client", charges=0)):
+    for unit, charges in (("example", 1), ("client", 0)):
+        leave = Leave(unit=unit, purpose="evaluate", charges=charges)
         sent = leave.inspect_update(update, spec=SPEC, examples=range(1, 4))
         assert type(sent) is InspectedUpdate
         assert leave.inspect_metrics(noised) == noised
@@ -44,6 +45,10 @@ def test_what_hides_examples_leaves_by_a_charge_alone():
             leave.inspect_update(broken, spec=SPEC, examples=range(1, 4))
         with pytest.raises(InspectionError, match="train_loss' may not leave"):
             leave.inspect_metrics({"train_loss": 1.0})
+        trains = replace(leave, purpose="train")
+        assert trains.inspect_metrics({}) == {}
+        with pytest.raises(InspectionError, match="leaves without metrics"):
+            trains.inspect_metrics(noised)
 
 
 @pytest.mark.parametrize(
