@@ -49,9 +49,7 @@ def ledger(tmp_path: Path, site: str = "north") -> Ledger:
 
 def uncharged(_: Ledger, account: str, run: str, **facts: object) -> Committed:
     """Stand in for ``Ledger.commit``: a proof of a charge that is on no disk."""
-    return Committed(
-        row=ChargeRow(account=account, run=run, attempt=1, time="", **facts), head=EMPTY
-    )
+    return Committed(row=ChargeRow(account=account, run=run, attempt=1, time="", **facts))
 
 
 def test_the_gate_lets_nothing_out_that_was_not_charged(begin, tmp_path, monkeypatch):

@@ -33,8 +33,6 @@ class Committed:
     """
 
     row: ChargeRow
-    head: Head
-    """The ledger's head at this row."""
     _redeemed: list[bool] = field(default_factory=list, init=False, repr=False)
 
     def redeem(self) -> Charge:
@@ -188,8 +186,8 @@ class Ledger:
                 data=data,
                 time=self._time(),
             )
-            head = chain.append(text_of(row))
-        return Committed(row=row, head=head)
+            chain.append(text_of(row))
+        return Committed(row=row)
 
     def close(self, account: str, run: str) -> None:
         """End a run: what it reserved and never drew is free again. Closing again does nothing.

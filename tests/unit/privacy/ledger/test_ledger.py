@@ -61,7 +61,7 @@ def commit(ledger: Ledger, run: str, number: int, count: int = 1, **changes):
 
 
 def test_a_charge_is_kept_as_it_was_made(ledger, reopen):
-    """All facts come back from disk; the proof is of that row, and its head is the ledger's."""
+    """All facts come back from disk; the proof is of that row."""
     ledger.reserve("default", "r", maximum=[steps(4)])
     charge = Charge(
         unit="client",
@@ -78,7 +78,6 @@ def test_a_charge_is_kept_as_it_was_made(ledger, reopen):
     assert (row.account, row.run, row.purpose, row.number) == ("default", "r", "evaluate", 7)
     assert (row.attempt, row.charge, row.data) == (1, charge, "f00d")
     assert row.time == "2030-01-01T12:00:00+00:00"
-    assert proof.head == reopen().head()
 
 
 def test_a_proof_is_redeemed_once(ledger):
@@ -344,8 +343,8 @@ def test_a_ledger_and_mirror_restored_together_are_refused(ledger, path, reopen)
     files = [path, path.with_name(f"{path.name}.head")]
     yesterday = [file.read_bytes() for file in files]
     ledger.reserve("default", "r", maximum=[steps(2)])
-    receipt = commit(ledger, "r", 1).head
-    ledger.head()
+    commit(ledger, "r", 1)
+    receipt = ledger.head()
     for file, content in zip(files, yesterday, strict=True):
         file.write_bytes(content)
     with pytest.raises(BudgetError, match=r"older .* it has 1 rows, and this process has seen 3"):
