@@ -96,11 +96,13 @@ def round_charge(recipe: Recipe, *, rounds: int = 1) -> Charge:
 def readers_epsilon(recipe: Recipe) -> float:
     """Return what a run costs a client against those who see releases, and know no cohort.
 
-    It holds of Poisson cohorts that all answered; of others it would say too little.
+    It is less than the run's ε with Poisson cohorts alone, and holds if all who were drawn answer.
 
     Raises:
         BudgetError: no noise is enough for those who do know.
     """
+    if recipe.federation.cohort_sampling != "poisson":
+        return recipe.privacy.epsilon or 0
     charge = round_charge(recipe, rounds=recipe.federation.rounds)
     sampled = replace(charge, sampling_rate=recipe.participation_rate, sampler="poisson")
     return epsilon([sampled], delta=recipe.privacy.delta or 0)

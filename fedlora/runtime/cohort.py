@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora import atomic
@@ -30,9 +30,9 @@ def cohort_of(
     return tuple(sorted(draw.sample(connected, min(recipe.cohort_size, len(connected)))))
 
 
-def incomplete_rounds(records: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Return the rounds in which not every update of the cohort was folded."""
-    return [record["round"] for record in records if set(record["cohort"]) != set(record["folded"])]
+def all_folded(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every client of each round's cohort sent an update that was folded."""
+    return all(set(record["cohort"]) == set(record["folded"]) for record in records)
 
 
 def _poisson(run: RunFolder, recipe: Recipe, number: int) -> tuple[str, ...]:
