@@ -32,7 +32,9 @@ def cohort_of(
 
 def all_folded(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether every client of each round's cohort sent an update that was folded."""
-    return all(set(record["cohort"]) == set(record["folded"]) for record in records)
+    return all(
+        set(record.get("cohort") or ()) == set(record.get("folded") or ()) for record in records
+    )
 
 
 def _poisson(run: RunFolder, recipe: Recipe, number: int) -> tuple[str, ...]:

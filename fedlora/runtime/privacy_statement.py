@@ -129,6 +129,6 @@ def _of_readers(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> str:
         )
     return (
         "Against those who see the global adapters alone and do not know who took part, ε is "
-        f"{readers_epsilon(recipe):.2g}. {drawn}, and every update of those drawn was folded, which "
-        "is all that is told of them. It holds as long as nobody tells who took part."
+        f"{readers_epsilon(recipe):.2g}. {drawn}, and every update of those drawn was folded, "
+        "which is all that is told of them. It holds as long as nobody tells who took part."
     )
