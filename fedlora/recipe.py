@@ -28,6 +28,13 @@ EMBEDDED = "embedded"
 """Base model that means the small model inside the package."""
 
 
+_PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "example": {"method": "freeze-a"},
+    "client": {"method": "freeze-a", "weighting": "uniform"},
+}
+"""Other defaults of the federation, by the privacy unit."""
+
+
 class Recipe(Section):
     """The whole run."""
 
@@ -72,16 +79,15 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _private_runs_freeze_a(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was written
-        """Take the method that suits noise best, unless one is named."""
+    def _private_runs_have_defaults(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was written
+        """Take the method that suits noise best, unless one is named, and weights that may be."""
         if not isinstance(values, Mapping):
             return values
         privacy, federation = values.get("privacy"), values.get("federation") or {}
         if not (isinstance(privacy, Mapping) and isinstance(federation, Mapping)):
             return values
-        if privacy.get("unit") not in {"example", "client"} or "method" in federation:
-            return values
-        return {**values, "federation": {**federation, "method": "freeze-a"}}
+        defaults = _PRIVATE_DEFAULTS.get(str(privacy.get("unit")), {})
+        return {**values, "federation": {**defaults, **federation}} if defaults else values
 
     @model_validator(mode="after")
     def _sites_are_consistent(self) -> Self:
@@ -121,6 +127,11 @@ class Recipe(Section):
         quorum = self.federation.quorum
         if quorum and quorum > clients:
             raise ValueError(f"federation.quorum is {quorum}, but a cohort has {clients}")
+        if self.federation.cohort_sampling == "poisson" and clients == sites:
+            raise ValueError(
+                "federation.cohort_sampling: poisson lets each site take part with a probability "
+                f"of cohort_size / sites: set federation.cohort_size below {sites}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -174,7 +185,7 @@ class Recipe(Section):
 
     @property
     def cohort_size(self) -> int:
-        """Clients of a round."""
+        """Clients of a round; with ``cohort_sampling: poisson``, on average."""
         return self.federation.cohort_size or len(self.site_names)
 
     @property
@@ -202,8 +213,17 @@ class Recipe(Section):
         return math.floor(self.federation.attackers * self.cohort_size + 1e-9)  # 0.29 of 100 is 29
 
     @property
-    def quorum(self) -> int:
-        """Good updates that a round needs; ``multi-krum`` promises nothing below its own number."""
+    def participation_rate(self) -> float:
+        """Probability with which a site takes part in a round."""
+        return self.cohort_size / len(self.site_names)
+
+    def quorum_of(self, drawn: int) -> int:
+        """Return how many good updates a round needs, of the ``drawn`` clients of its cohort.
+
+        ``multi-krum`` promises nothing below its own number; a Poisson cohort may be empty.
+        """
+        if self.federation.cohort_sampling == "poisson":
+            return drawn // 2 + 1 if drawn else 0
         quorum = self.federation.quorum or self.cohort_size // 2 + 1
         needed = 2 * self.attackers + 3 if self.federation.robust == "multi-krum" else 1
         return max(quorum, needed)

@@ -79,6 +79,8 @@ class Federation(Section):
     """Number of sites; by default as many as the datasets name, or 4 if they name none."""
     cohort_size: Count | None = None
     """Clients drawn for each round; by default all."""
+    cohort_sampling: Literal["fixed-size", "poisson"] = "fixed-size"
+    """``poisson``: each site takes part by a secret draw of its own, ``cohort_size`` on average."""
     method: Method = "product"
     publish_rank: Count | None = None
     """Rank of the global adapter. Above ``lora_r``, sites train the leading components on top of
@@ -125,6 +127,11 @@ class Federation(Section):
                 f"robust: {self.robust} chooses each value on its own, which means something only "
                 "where a sum of factors is exact: take multi-krum or geometric-median, or method: "
                 "freeze-a, alternate or refresh"
+            )
+        if self.cohort_sampling == "poisson" and self.quorum:
+            raise ValueError(
+                "quorum is a number of updates, but with cohort_sampling: poisson a cohort may be "
+                "of any size: remove it, and more than half of those drawn are needed"
             )
         if self.server_learning_rate is None:
             rate = 1.0 if self.server_optimizer == "sgd" else 0.01
@@ -184,6 +191,12 @@ class Privacy(Section):
             raise ValueError("records has no effect without privacy.unit: example: remove it")
         if self.unit == "client":
             self._require_sums(federation)
+            self._require_delta(len(records), of="clients")
+        elif federation.cohort_sampling == "poisson":
+            raise ValueError(
+                "federation.cohort_sampling: poisson has no effect without privacy.unit: client: "
+                "remove it"
+            )
 
     def _require_examples(
         self, federation: Federation, *, records: Mapping[str, int | None], batch_size: int
@@ -199,11 +212,7 @@ class Privacy(Section):
                     f"a step draws {batch_size} records (micro_batch_size times "
                     f"gradient_accumulation_steps), but {site} declares {count}"
                 )
-            if self.delta and self.delta > most_delta(count):
-                raise ValueError(
-                    f"privacy.delta is {self.delta:g}, but with {count} records at {site} at most "
-                    f"1/{10 * count} means anything"
-                )
+            self._require_delta(count, of=f"records at {site}")
         if federation.evaluate_every and not self.evaluation_noise:
             raise ValueError(
                 "each evaluation of private held-out rows costs privacy: set "
@@ -221,10 +230,22 @@ class Privacy(Section):
             raise ValueError(f"federation.method: {federation.method} {sees}: take freeze-a")
         if federation.robust != "none":
             raise ValueError(f"federation.robust: {federation.robust} {sees}: take none")
+        if federation.weighting != "uniform" or federation.max_weight:
+            raise ValueError(
+                "privacy.unit: client counts each client the same: set federation.weighting: "
+                "uniform, and remove max_weight"
+            )
         if federation.evaluate_every:
             raise ValueError(
                 "an evaluation tells of single clients, which privacy.unit: client hides: set "
                 "federation.evaluate_every: 0"
+            )
+
+    def _require_delta(self, count: int, *, of: str) -> None:
+        if self.delta and self.delta > most_delta(count):
+            raise ValueError(
+                f"privacy.delta is {self.delta:g}, but with {count} {of} at most "
+                f"1/{10 * count} means anything"
             )
 
 

@@ -22,7 +22,7 @@ app = typer.Typer(
 LedgerFile = Annotated[
     Path, typer.Argument(metavar="LEDGER", help="A ledger.sqlite.", exists=True, dir_okay=False)
 ]
-Account = Annotated[str, typer.Option(help="Name of the account; the aggregator's is clients.")]
+Account = Annotated[str, typer.Option(help="Name of the account; see `show`.")]
 
 
 @app.command("open")

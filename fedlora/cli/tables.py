@@ -9,6 +9,7 @@ from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import read_comparison
 from fedlora.runtime.format import duration, size
 from fedlora.runtime.plan import Plan
+from fedlora.runtime.privacy_plan import absurdity, lines
 from fedlora.runtime.privacy_statement import summary
 from fedlora.runtime.run_folder import RunFolder
 
@@ -40,7 +41,7 @@ def print_plan(plan: Plan) -> None:
     facts.add_row(
         "schedule",
         f"{federation.rounds} rounds of {federation.local_steps} steps of {recipe.batch_size} "
-        f"examples at each of {recipe.cohort_size} clients",
+        f"examples at each of {_cohort(recipe)}",
     )
     facts.add_row("method", _method(recipe))
     facts.add_row("privacy", summary(recipe))
@@ -48,7 +49,18 @@ def print_plan(plan: Plan) -> None:
         "traffic", f"{down} down and {up} up for a client and round, {down} down to evaluate"
     )
     _console.print(facts)
+    if reason := _absurdity(recipe):
+        _console.print(f"\n{reason}", style="bold yellow", markup=False)
     _console.print()
+
+
+def _absurdity(recipe: Recipe) -> str:
+    return "" if recipe.privacy.unit == "none" else absurdity(recipe, lines(recipe, compared=()))
+
+
+def _cohort(recipe: Recipe) -> str:
+    average = " on average" if recipe.federation.cohort_sampling == "poisson" else ""
+    return f"{recipe.cohort_size} clients{average}"
 
 
 def _method(recipe: Recipe) -> str:

@@ -1,43 +1,87 @@
 """Client-level privacy at a trusted aggregator: each update clipped, their sum noised once."""
 
-from dataclasses import replace
+import math
 
 import torch
 
-from fedlora.adapter import AdapterUpdate
-from fedlora.privacy.charge import Charge
+from fedlora.adapter import AdapterSpec, AdapterUpdate
+from fedlora.privacy.charge import Adjacency, Charge
 from fedlora.privacy.source import NoiseSource
 
 _MARGIN = 1e-6
-"""By how much clipping stays below the bound, relatively: more than float32 loses by rounding."""
+"""By how much clipping stays below the bound, relatively."""
+_UNITS = 2**30
+"""Units that make a clip norm."""
+_BLOCK = 2**16
+"""Values that are taken to float64, or noised, at once."""
 
 
-def clipped(update: AdapterUpdate, *, norm: float) -> AdapterUpdate:
-    """Return the update with an L2 norm, over all of its values, of at most ``norm``.
+class ClientSum:
+    """The sum over clients of updates, each clipped: all that a release may use of them.
 
     It is the decoded update that is clipped: rounding on the wire may have made it larger.
+
+    Guarantees:
+        - One client more or less changes the sum by at most ``clip_norm``, in L2 over all values
+          together, and one in another's place by at most twice that: exactly, whatever the updates
+          are, for any number of clients below 2²².
+        - An update that is not finite counts as one that is zero.
+        - The sum is the same in any order of the clients.
+        - One vector of float64 is kept, and the updates are left as they are.
+
+    Why: a clipped value is cut, towards zero, to a whole number of units, 2³⁰ of which make
+    ``clip_norm``. Whole numbers below 2⁵³ are added in float64 without rounding, so what a client
+    changes the sum by is its own vector of units and nothing else. Cutting makes no vector longer,
+    and the margin of 10⁻⁶ is more than what float64 loses in any order of 2³¹ additions on the way
+    to an update's norm (2.4 · 10⁻⁷) and in the product that scales it (4 · 10⁻¹⁶).
     """
-    length = float(torch.linalg.vector_norm(update.values, dtype=torch.float64))
-    if length <= norm * (1 - _MARGIN):
-        return update
-    return replace(update, values=update.values * (norm * (1 - _MARGIN) / length))
+
+    def __init__(self, spec: AdapterSpec, *, clip_norm: float) -> None:
+        self.spec = spec
+        self.clip_norm = clip_norm
+        self.units = torch.zeros(spec.size, dtype=torch.float64)
+        """``(spec.size,)`` float64, whole numbers: the sum, in units of ``clip_norm / 2³⁰``."""
+
+    def add(self, update: AdapterUpdate) -> None:
+        """Clip a client's update and add it.
+
+        Raises:
+            AdapterError: it is of another adapter.
+        """
+        self.spec.require_same(update.spec)
+        length = float(torch.linalg.vector_norm(update.values, dtype=torch.float64))
+        if not math.isfinite(length):
+            return
+        bound = self.clip_norm * (1 - _MARGIN)
+        scale = bound / max(length, bound) * (_UNITS / self.clip_norm)
+        for into, values in zip(self.units.split(_BLOCK), update.values.split(_BLOCK), strict=True):
+            into.add_(values.double().mul_(scale).trunc_())
+
+
+def sensitivity(clip_norm: float, adjacency: Adjacency) -> float:
+    """Return the most that a ``ClientSum`` differs by between neighbours, in L2."""
+    return clip_norm if adjacency == "add-remove" else 2 * clip_norm
 
 
 def noised_mean(
-    mean: AdapterUpdate, charge: Charge, *, folded: int, expected: int, source: NoiseSource
+    total: ClientSum, charge: Charge, *, expected: int, num_examples: int, source: NoiseSource
 ) -> AdapterUpdate:
     """Return the sum of clipped updates, noised, over the *expected* number of clients.
 
+    Without a client it is noise alone.
+
     Args:
-        mean: of the updates, each with weight one.
+        total: of the round's clients; what is in it afterwards is of no use.
         charge: what was committed to the ledger.
-        folded: how many updates the mean is of.
         expected: the fixed number of clients of a round; never the number that came.
+        num_examples: what the update is to say; a public number, likewise.
         source: of the noise.
 
     References:
         McMahan et al. 2018, arXiv:1710.06963, section 2.2, the estimator with a fixed denominator.
     """
-    deviation = charge.noise_multiplier * charge.sensitivity
-    total = source.gaussian(mean.spec.size).mul_(deviation).add_(mean.values, alpha=folded)
-    return replace(mean, values=total.div_(expected).float())
+    unit = total.clip_norm / _UNITS
+    deviation = charge.noise_multiplier * sensitivity(_UNITS, charge.adjacency)
+    for part in total.units.split(_BLOCK):
+        part.add_(source.gaussian(len(part)), alpha=deviation).mul_(unit / expected)
+    return AdapterUpdate(spec=total.spec, values=total.units.float(), num_examples=num_examples)

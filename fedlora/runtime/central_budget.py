@@ -1,39 +1,87 @@
 """Client-level privacy at the aggregator: each round is charged, then noised."""
 
-from fedlora.adapter import AdapterUpdate
-from fedlora.privacy.central import noised_mean
+from fedlora.adapter import AdapterState, AdapterUpdate
+from fedlora.aggregation import Aggregator
+from fedlora.privacy.central import ClientSum, noised_mean
+from fedlora.privacy.ledger import Ledger
+from fedlora.recipe import Recipe
 from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import round_charge
 from fedlora.runtime.run_folder import RunFolder
 
-ACCOUNT = "clients"
 
+def account_of(recipe: Recipe) -> str:
+    """Return the account that a run is charged to: what neighbours are differs, and does not add.
 
-def noised_round(
-    update: AdapterUpdate, run: RunFolder, *, number: int, folded: int
-) -> AdapterUpdate:
-    """Return the mean of a round's clipped updates as it may be seen.
-
-    The ledger is beside the run folders, and counts all of their runs. A round that is played again
-    is charged again.
-
-    Raises:
-        BudgetError: the account does not allow it.
-        StorageError: the ledger cannot be written.
+    ``clients-add-remove``, or ``clients-replace-one`` where a cohort of fixed size is drawn.
     """
-    recipe = run.recipe()
-    whole = round_charge(recipe, rounds=recipe.federation.rounds)
-    path = run.path.parent / "ledger.sqlite"
-    ledger = reserved(path, ACCOUNT, run=run.name, recipe=recipe, maximum=[whole])
-    committed = ledger.commit(
-        ACCOUNT,
-        run.name,
-        purpose="train",
-        number=number,
-        charge=round_charge(recipe),
-        data="",
-    )
-    stream = noise_stream(recipe, f"clients/{number}")
-    return noised_mean(
-        update, committed.redeem(), folded=folded, expected=recipe.cohort_size, source=stream
-    )
+    return f"clients-{round_charge(recipe).adjacency}"
+
+
+class NoisedFirst:
+    """Shows a method of aggregation one update a round: the noised mean of the clipped ones.
+
+    So whatever the method and the server optimiser do is post-processing, by construction.
+
+    Guarantees:
+        - Each client's update counts the same, whatever it weighs elsewhere.
+        - A round without an update is noise alone.
+        - The charge is on disk before the first draw. A round that is played again is charged
+          again.
+
+    Args:
+        method: what makes the round's update of it.
+        run: its ledger is beside the run folders, and counts all of their runs.
+        recipe: of the run.
+        number: of the round, from 1.
+    """
+
+    def __init__(self, method: Aggregator, run: RunFolder, recipe: Recipe, *, number: int) -> None:
+        self._method, self._run, self._recipe, self._number = method, run, recipe, number
+
+    def begin(self, global_adapter: AdapterState) -> None:
+        sent = self._recipe.federation.facts.sent(self._number)
+        clip_norm = self._recipe.privacy.clip_norm or 0
+        self._sum = ClientSum(global_adapter.spec.part(sent), clip_norm=clip_norm)
+        self._method.begin(global_adapter)
+
+    def add(
+        self,
+        update: AdapterUpdate,
+        weight: float,  # noqa: ARG002 - uniform, so that no client counts more than its clip norm
+        *,
+        share: float = 1.0,  # noqa: ARG002 - robust rules, which give shares, are refused
+    ) -> None:
+        self._sum.add(update)
+
+    def finish(self) -> AdapterUpdate:
+        """Return what the method makes of the noised mean.
+
+        Raises:
+            BudgetError: the account does not allow it.
+            StorageError: the ledger cannot be written.
+        """
+        recipe, account = self._recipe, account_of(self._recipe)
+        committed = self._ledger(account).commit(
+            account,
+            self._run.name,
+            purpose="train",
+            number=self._number,
+            charge=round_charge(recipe),
+            data="",
+        )
+        noised = noised_mean(
+            self._sum,
+            committed.redeem(),
+            expected=recipe.cohort_size,
+            num_examples=recipe.cohort_size * recipe.examples_of_round[-1],
+            source=noise_stream(recipe, f"clients/{self._number}"),
+        )
+        self._method.add(noised, 1.0)
+        return self._method.finish()
+
+    def _ledger(self, account: str) -> Ledger:
+        recipe = self._recipe
+        whole = round_charge(recipe, rounds=recipe.federation.rounds)
+        path = self._run.path.parent / "ledger.sqlite"
+        return reserved(path, account, run=self._run.name, recipe=recipe, maximum=[whole])

@@ -1,7 +1,10 @@
 """What a run costs each site in privacy: the charges that follow from the recipe alone."""
 
-from fedlora.privacy.accounting.calibration import noise_multiplier
-from fedlora.privacy.charge import Charge
+from dataclasses import replace
+
+from fedlora.privacy.accounting.calibration import epsilon, noise_multiplier
+from fedlora.privacy.central import sensitivity
+from fedlora.privacy.charge import Adjacency, Charge
 from fedlora.recipe import Recipe
 
 LARGEST_LOSS = 10.0
@@ -64,29 +67,45 @@ def run_charges(recipe: Recipe, site: str) -> tuple[Charge, ...]:
 def round_charge(recipe: Recipe, *, rounds: int = 1) -> Charge:
     """Return the charge of rounds whose updates are clipped and noised at the aggregator.
 
-    It sees who takes part, so drawing a cohort counts for nothing. Where all take part, one client
-    more or less changes the sum by its clip norm; where a cohort of fixed size is drawn, another
-    client takes its place, which is twice that.
+    Against those who know who takes part, as the aggregator does, drawing a cohort counts for
+    nothing. Where all take part, or each by a draw of its own, neighbours have one client more or
+    less; where a cohort of fixed size is drawn, another client takes the place of one.
 
     Raises:
         BudgetError: no noise is enough.
     """
-    privacy, clip = recipe.privacy, recipe.privacy.clip_norm or 0
-    everyone = recipe.cohort_size == len(recipe.site_names)
+    privacy, federation = recipe.privacy, recipe.federation
+    chosen = federation.cohort_sampling == "fixed-size" and recipe.participation_rate < 1
+    adjacency: Adjacency = "replace-one" if chosen else "add-remove"
     return Charge(
         unit="client",
-        adjacency="add-remove" if everyone else "replace-one",
-        sensitivity=clip if everyone else 2 * clip,
+        adjacency=adjacency,
+        sensitivity=sensitivity(privacy.clip_norm or 0, adjacency),
         noise_multiplier=noise_multiplier(
             epsilon=privacy.epsilon or 0,
             delta=privacy.delta or 0,
             sampling_rate=1.0,
-            steps=recipe.federation.rounds,
+            steps=federation.rounds,
         ),
         sampling_rate=1.0,
         steps=rounds,
         sampler="all",
     )
+
+
+def readers_epsilon(recipe: Recipe) -> float:
+    """Return what a run costs a client against those who see releases, and know no cohort.
+
+    It is less than the run's ε with Poisson cohorts alone, and holds if all who were drawn answer.
+
+    Raises:
+        BudgetError: no noise is enough for those who do know.
+    """
+    if recipe.federation.cohort_sampling != "poisson":
+        return recipe.privacy.epsilon or 0
+    charge = round_charge(recipe, rounds=recipe.federation.rounds)
+    sampled = replace(charge, sampling_rate=recipe.participation_rate, sampler="poisson")
+    return epsilon([sampled], delta=recipe.privacy.delta or 0)
 
 
 def held_out_records(recipe: Recipe, site: str) -> int:

@@ -36,7 +36,9 @@ def keep_lost(update: AdapterUpdate, recipe: Recipe, memory: SiteMemory, *, numb
 
 
 def _applies(recipe: Recipe) -> bool:
-    return recipe.wire.codec == "nf4" and recipe.keeps_gauge
+    """Whether losses are kept; a client's update must not depend on when it last took part."""
+    hidden = recipe.privacy.unit == "client"
+    return recipe.wire.codec == "nf4" and recipe.keeps_gauge and not hidden
 
 
 def _name(spec: AdapterSpec) -> str:

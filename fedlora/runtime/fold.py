@@ -21,7 +21,6 @@ from fedlora.aggregation import RULES, Aggregator, Rule, Vote
 from fedlora.errors import AdapterError, FedloraError, WireError
 from fedlora.gate.inspection import inspect_metrics, require_sound
 from fedlora.methods import COORDINATE_WISE
-from fedlora.privacy.central import clipped
 from fedlora.recipe import Recipe
 from fedlora.runtime.records import envelope_of_update
 from fedlora.runtime.spool import Spool
@@ -236,23 +235,12 @@ class Fold:
 
     def _weight(self, site: str) -> float:
         federation = self.recipe.federation
-        if (
-            self._of_clients
-            or federation.weighting == "uniform"
-            or federation.robust in COORDINATE_WISE
-        ):
+        if federation.weighting == "uniform" or federation.robust in COORDINATE_WISE:
             return 1.0
         examples = self.admitted[site].num_examples
         return float(min(examples, federation.max_weight or examples))
 
-    @property
-    def _of_clients(self) -> bool:
-        """Whether what single clients sent may be seen in their sum alone."""
-        return self.recipe.privacy.unit == "client"
-
     def _fold(self, site: str, update: AdapterUpdate, vote: Vote) -> None:
-        if self._of_clients:
-            update = clipped(update, norm=self.recipe.privacy.clip_norm or 0)
         try:
             self.aggregator.add(update, vote.weight, share=vote.share)
         except AdapterError as error:
@@ -266,5 +254,5 @@ class Fold:
             "share": vote.share,
             "bytes": facts.bytes,
         }
-        if not self._of_clients:
+        if self.recipe.privacy.unit != "client":
             self.folded[site]["norm"] = facts.norm

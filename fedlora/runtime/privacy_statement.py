@@ -1,9 +1,16 @@
 """What a run promises of privacy, in sentences: the same in tables and reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fedlora.recipe import Recipe
-from fedlora.runtime.charges import LARGEST_LOSS, round_charge, training_charge
+from fedlora.runtime.charges import (
+    LARGEST_LOSS,
+    readers_epsilon,
+    round_charge,
+    training_charge,
+)
+from fedlora.runtime.cohort import all_folded
 
 _NO_PRIVACY = "No differential privacy was applied; updates can reveal training data."
 _UNBOUNDED = (
@@ -18,7 +25,8 @@ _VOID = (
 _CLIENTS_NOT_HIDDEN = (
     "Not hidden: whatever is the same with and without any one client. Of clients that share data "
     "what they tell adds up. So do later runs with the same clients, which the aggregator's ledger "
-    "counts."
+    "counts. Who took part and what became of each update is not shown here: it is in the "
+    "aggregator's own rounds.jsonl and checkpoints, which the promise does not cover."
 )
 _RECORDS_NOT_HIDDEN = (
     "Not hidden: who takes part, the declared numbers of records, and whatever is the same with "
@@ -41,8 +49,13 @@ def summary(recipe: Recipe) -> str:
     return f"{privacy.unit}-level, ε {privacy.epsilon:g} at δ {privacy.delta:g}{void}"
 
 
-def statement(recipe: Recipe) -> Sequence[str]:
+def statement(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     """Return what is promised, under which assumptions, and what is not: a headline, and the rest.
+
+    Args:
+        recipe: of the run.
+        records: of its rounds; in those all who were drawn must have answered, where a promise
+            rests on the draw.
 
     Raises:
         BudgetError: no noise keeps the promise.
@@ -54,10 +67,11 @@ def statement(recipe: Recipe) -> Sequence[str]:
         f"{privacy.unit.capitalize()}-level differential privacy: ε is {privacy.epsilon:g} at δ "
         f"{privacy.delta:g} over the whole run."
     )
-    promise = _of_examples(recipe) if privacy.unit == "example" else _of_clients(recipe)
     void = [_VOID] if recipe.simulation.reproducible_noise else []
-    hidden = _RECORDS_NOT_HIDDEN if privacy.unit == "example" else _CLIENTS_NOT_HIDDEN
-    return [*void, headline, promise, hidden, _FLOATS]
+    if privacy.unit == "example":
+        return [*void, headline, _of_examples(recipe), _RECORDS_NOT_HIDDEN, _FLOATS]
+    promises = _of_clients(recipe), _of_readers(recipe, records)
+    return [*void, headline, *promises, _CLIENTS_NOT_HIDDEN, _FLOATS]
 
 
 def _of_examples(recipe: Recipe) -> str:
@@ -86,10 +100,35 @@ def _of_clients(recipe: Recipe) -> str:
         "replace-one": "one client replaced by another",
     }
     return (
-        "It holds for all data of one client together, against all who see the global adapters. "
-        "The aggregator is trusted: it sees each update, clips it to a norm of "
+        "It holds for all data of one client together, against all who see the global adapters, "
+        "even if they know who took part in which round, as the aggregator does. The aggregator "
+        "itself is trusted: it sees each update, clips it to a norm of "
         f"{recipe.privacy.clip_norm:g} and adds normal noise of {charge.noise_multiplier:.3g} "
-        f"times {charge.sensitivity:g} to their sum. Neighbours are cohorts with "
-        f"{neighbours[charge.adjacency]}. Drawing a cohort counts for nothing, since the "
-        "aggregator knows it. Accountant: PRV (Gopi et al. 2021)."
+        f"times {charge.sensitivity:g} to their sum. Neighbours are sets of clients with "
+        f"{neighbours[charge.adjacency]}. Accountant: PRV (Gopi et al. 2021)."
+    )
+
+
+def _of_readers(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return what holds against those who do not know who took part."""
+    if recipe.participation_rate == 1:
+        return "All sites take part in each round, so there is no draw that could hide a client."
+    if recipe.federation.cohort_sampling == "fixed-size":
+        return (
+            "ε is no smaller against those who do not know who took part: cohorts are of fixed "
+            "size and follow from the recipe's seed."
+        )
+    drawn = (
+        "Each round draws every site on its own (Poisson sampling), with a probability of "
+        f"{recipe.participation_rate:.3g}, by draws that nobody else can know"
+    )
+    if not all_folded(records):
+        return (
+            f"{drawn}. But not every update of those drawn was folded, so that chance alone did "
+            "not decide who took part: ε is no smaller against those who do not know who did."
+        )
+    return (
+        "Against those who see the global adapters alone and do not know who took part, ε is "
+        f"{readers_epsilon(recipe):.2g}. {drawn}, and every update of those drawn was folded, "
+        "which is all that is told of them. It holds as long as nobody tells who took part."
     )

@@ -35,11 +35,15 @@ def write_report(run: RunFolder) -> None:
     """Write ``report.html`` from the run folder alone; equal runs give equal bytes.
 
     Whatever a round lacks is shown as missing. Names and reasons that came from sites are escaped.
+    With ``privacy.unit: client`` nothing is shown of the rounds but their number.
 
     Raises:
         StorageError: the report cannot be written.
     """
     recipe, records = run.recipe(), run.records()
+    complete, privacy = records[-1]["round"] if records else 0, statement(recipe, records)
+    if recipe.privacy.unit == "client":
+        records = []  # they tell of single clients, if only by how many there were
     comparison = read_comparison(run) if records else Comparison(base={}, federated={}, alone={})
     rows, rounds = findings.trained(comparison), findings.rounds(records)
     sites = sorted({site for row in rows for site in row.losses})
@@ -57,9 +61,9 @@ def write_report(run: RunFolder) -> None:
         version=__version__,
         run=run.name,
         recipe=recipe,
-        privacy=statement(recipe),
+        privacy=privacy,
         spec=run.spec(),
-        complete=records[-1]["round"] if records else 0,
+        complete=complete,
         outcome=findings.outcome(records, comparison),
         figures=findings.figures(records, comparison),
         plots=_plots(records, comparison),

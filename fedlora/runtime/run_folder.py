@@ -8,7 +8,7 @@
                      privacy alone
     rounds.jsonl     one record a round
     checkpoints/     the last rounds, each a folder that is there whole or not at all
-    spool/           encoded updates of the round in progress
+    spool/           the round in progress: its encoded updates, and its cohort if that is secret
     sites/           what each simulated site remembers between rounds, if anything
     comparison.json  what the baselines reached
     release/         the adapter in PEFT's format
@@ -125,6 +125,10 @@ class RunFolder:
     def spool(self) -> Path:
         """Where the updates of the round in progress wait."""
         return self.path / "spool"
+
+    def kept_cohort(self, number: int) -> Path:
+        """Where the drawn cohort of round ``number`` is kept until that round is committed."""
+        return self.spool / f"cohort-{number:04}.json"
 
     def recipe(self) -> Recipe:
         """Read the resolved recipe."""

@@ -1,7 +1,6 @@
 """The aggregator's rounds: a Flower strategy that streams, refuses by name, and resumes."""
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -11,12 +10,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedlora.adapter import AdapterUpdate
-from fedlora.aggregation import new_aggregator, new_optimizer
+from fedlora.aggregation import Aggregator, new_aggregator, new_optimizer
 from fedlora.errors import FedloraError, RunError, StorageError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
-from fedlora.runtime.central_budget import noised_round
+from fedlora.runtime.central_budget import NoisedFirst
+from fedlora.runtime.cohort import cohort_of
 from fedlora.runtime.events import (
     EvaluationFailed,
     Observer,
@@ -109,9 +108,8 @@ class FederatedLora(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draw the cohort and instruct each client whose update is not spooled yet."""
-        size, sites = self.recipe.cohort_size, self.exchange.sites
-        draw = random.Random(f"{self.recipe.seed}/cohort/{server_round}")
-        cohort = tuple(sorted(draw.sample(sites, min(size, len(sites)))))
+        sites = self.exchange.sites
+        cohort = cohort_of(self.run, self.recipe, number=server_round, connected=sites)
         facts, norm = self.recipe.federation.facts, self.checkpoint.median_norm
         if facts.sent(server_round) != facts.sent(server_round - 1):
             norm = None  # it was of other factors
@@ -122,7 +120,7 @@ class FederatedLora(Strategy):
             envelope=self._envelope(server_round),
             cohort=cohort,
             global_adapter=self.checkpoint.adapter,
-            aggregator=new_aggregator(self.recipe.federation, attackers=self.recipe.attackers),
+            aggregator=self._aggregator(server_round),
             spool=Spool(self.run.spool / f"round-{server_round:04}"),
             max_norm=norm and norm * self.recipe.federation.max_update_norm,
         )
@@ -130,6 +128,8 @@ class FederatedLora(Strategy):
         self.observe(RoundStarted(round=server_round, cohort=cohort))
         for site in set(cohort) - set(self._fold.open):
             self.observe(UpdateSettled(round=server_round, site=site))
+        for site in [site for site in self._fold.open if site not in sites]:
+            self._refuse(site, "not connected")
         return self._instructions(self._fold.open, MessageType.TRAIN, config, arrays)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
@@ -150,7 +150,7 @@ class FederatedLora(Strategy):
         self._require_quorum()
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
-        step = optimizer.step(self.checkpoint.adapter, self._noised(fold.finish()))
+        step = optimizer.step(self.checkpoint.adapter, fold.finish())
         self._tail = step.tail
         self.checkpoint = Checkpoint(
             round=server_round,
@@ -160,12 +160,11 @@ class FederatedLora(Strategy):
         )
         return None, None
 
-    def _noised(self, update: AdapterUpdate) -> AdapterUpdate:
-        """Return the round's update as the readers of the global adapter may see it."""
+    def _aggregator(self, number: int) -> Aggregator:
+        method = new_aggregator(self.recipe.federation, attackers=self.recipe.attackers)
         if self.recipe.privacy.unit != "client":
-            return update
-        folded, number = len(self._fold.folded), self._fold.envelope.round
-        return noised_round(update, self.run, number=number, folded=folded)
+            return method
+        return NoisedFirst(method, self.run, self.recipe, number=number)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -253,7 +252,7 @@ class FederatedLora(Strategy):
 
     def _require_quorum(self) -> None:
         fold, number = self._fold, self._fold.envelope.round
-        quorum = self.recipe.quorum
+        quorum = self.recipe.quorum_of(len(fold.cohort))
         reasons = "".join(f"\n  {site}: {reason}" for site, reason in fold.refused.items())
         if len(fold.admitted) < quorum:
             raise RunError(
@@ -261,7 +260,7 @@ class FederatedLora(Strategy):
                 f"accepted, but the quorum is {quorum}. What was accepted is kept: put the rest "
                 f"right, then resume {self.run.path}.{reasons}"
             )
-        if not fold.folded:
+        if fold.admitted and not fold.folded:
             raise RunError(
                 f"Round {number}: of {len(fold.admitted)} updates, federation.robust: "
                 f"{self.recipe.federation.robust} left none. Take another rule in "

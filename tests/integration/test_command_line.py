@@ -1,5 +1,6 @@
 """The command line as its user meets it: exit codes, messages, what stays behind."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,78 @@ def test_the_last_override_wins(fedlora, recipe):
     code, out, _ = fedlora("simulate", recipe, "lora_r=2", "lora_r=4", "--dry-run")
     assert code == 0
     assert "lora_r: 4" in out
+
+
+CLIENTS = (
+    "privacy={unit: client, epsilon: 8, delta: 1e-4, clip_norm: 0.5}",
+    "federation={rounds: 1, local_steps: 1, evaluate_every: 0}",
+)
+MANY = (
+    "datasets=[{path: x}]",
+    "federation={rounds: 20, sites: 1000, cohort_size: 100, evaluate_every: 0}",
+)
+
+
+def test_a_plan_for_clients_says_against_whom_each_budget_holds(fedlora, recipe):
+    """Sensitivity, neighbours, and with Poisson cohorts a second, smaller ε."""
+    poisson = "federation.cohort_sampling=poisson"
+    code, out, _ = fedlora("privacy", "plan", recipe, *CLIENTS, *MANY, poisson)
+    assert code == 0
+    assert "One client more or less, sensitivity 0.5 (clip norm 0.5)" in out
+    assert "100 of 1000 clients on average (Poisson cohorts)" in out
+    rows = [line.split() for line in out.splitlines() if line[:2] in {"1 ", "3 ", "8 ", "∞ "}]
+    assert [row[0] for row in rows] == ["1", "3", "8", "∞"]
+    for row in rows[:-1]:
+        promised, readers, noise, _, signal, account = map(float, row)
+        assert 0 < readers < promised < account
+        assert noise > 1
+        assert signal > 0.05
+    code, out, _ = fedlora("privacy", "plan", recipe, *CLIENTS, *MANY)
+    assert code == 0
+    assert "One client in another's place, sensitivity 1 (clip norm 0.5)" in out
+    assert "for readers" not in out
+
+
+def test_a_plan_refuses_what_noise_drowns(fedlora, recipe):
+    """Below the table that shows it, with what to change; a simulation says so and plays it."""
+    code, out, err = fedlora("privacy", "plan", recipe, *CLIENTS)
+    assert code == 2
+    assert "signal/noise" in out
+    assert "The noise drowns all that could be learned" in err
+    assert "Take larger cohorts" in err
+    code, out, _ = fedlora("simulate", recipe, *CLIENTS, "--dry-run")
+    assert code == 0
+    assert "The noise drowns all that could be learned" in out
+    few = "privacy={unit: example, epsilon: 0.01, delta: 1e-3, records: 20}"
+    code, _, err = fedlora("privacy", "plan", recipe, few, "federation.evaluate_every=0")
+    assert code == 2
+    assert "Take larger batches, more records" in err
+    code, _, err = fedlora("privacy", "plan", recipe)
+    assert code == 2
+    assert "privacy.unit is none, so nobody adds noise" in err
+
+
+def test_the_aggregators_ledger_is_read_like_a_sites(fedlora, recipe):
+    """It counts all runs of its folder, apart by what their neighbours are, and can be limited."""
+    opened = ("--account", "clients-replace-one", "--epsilon", "30", "--delta", "1e-4")
+    assert fedlora("privacy", "ledger", "open", "runs/ledger.sqlite", *opened)[0] == 0
+    drawn, poisson = "federation.cohort_size=1", "federation.cohort_sampling=poisson"
+    for more in ((), (drawn,), (drawn, poisson)):
+        assert fedlora("simulate", recipe, *CLIENTS, *more)[0] == 0
+    code, shown, _ = fedlora("privacy", "ledger", "show", "runs/ledger.sqlite")
+    assert code == 0
+    assert "account clients-add-remove: ε " in shown
+    assert "of no limit at δ 0.0001" in shown
+    assert "account clients-replace-one: ε " in shown
+    assert "of at most 30 at δ 0.0001" in shown
+    runs = {path.name for path in Path("runs").iterdir() if path.is_dir()}
+    assert len(runs) == 3
+    assert all(f"{run}, train: 1 charges, 1 steps" in shown for run in runs)
+    code, verified, _ = fedlora("privacy", "ledger", "verify", "runs/ledger.sqlite")
+    assert code == 0
+    assert "8 rows, whole" in verified
+    code, exported, _ = fedlora("privacy", "ledger", "export", "runs/ledger.sqlite")
+    rows = [json.loads(line)["content"] for line in exported.splitlines()]
+    charges = [row for row in rows if row["kind"] == "charge"]
+    assert {row["run"] for row in charges} == runs
+    assert {row["charge"]["unit"] for row in charges} == {"client"}

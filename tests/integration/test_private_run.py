@@ -13,7 +13,7 @@ from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import EMPTY, Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.runtime import simulation
-from fedlora.runtime.charges import round_charge, run_charges
+from fedlora.runtime.charges import run_charges
 from fedlora.runtime.client import app
 from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
@@ -254,48 +254,3 @@ def test_the_clip_norm_may_follow_a_quantile(small_recipe, tmp_path):
     one, other = (ledger(run, "north").rows("default")[1].charge for run in (fixed, moving))
     assert one == other
     assert not torch.equal(fixed.load().adapter.values, moving.load().adapter.values)
-
-
-CLIENTS = (
-    "privacy={unit: client, epsilon: 8, delta: 1e-3, clip_norm: 0.01}",
-    "federation={rounds: 2, local_steps: 2, evaluate_every: 0, server_momentum: 0}",
-    "wire.codec=fp32",
-    "simulation.reproducible_noise=true",
-)
-
-
-def test_client_level_noise_is_charged_and_added_once(small_recipe, tmp_path):
-    """What the readers see is the clipped sum over two, plus the noise of the charge."""
-    run = play(small_recipe(*CLIENTS), tmp_path)
-    assert run.recipe().federation.method == "freeze-a"
-    account = Ledger(tmp_path / "ledger.sqlite", new_filter=RenyiFilter)
-    rows = account.rows("clients")
-    assert [(row.number, row.charge.unit, row.charge.sensitivity) for row in rows] == [
-        (1, "client", 0.01),
-        (2, "client", 0.01),
-    ]
-    spec = run.spec().part("B")
-    charge = rows[0].charge
-    deviation = charge.noise_multiplier * charge.sensitivity
-    noise = sum(KeyStream.reproducible(f"0/clients/{n}").gaussian(spec.size) for n in (1, 2))
-    seen = run.load().adapter.part(spec).values.double()
-    rest = (seen - noise * deviation / 2).norm()
-    assert 0 < rest <= 2 * 0.01 * (1 + 1e-3)  # of two rounds, each a mean of clipped updates
-    for record in run.records()[1:]:
-        for facts in record["folded"].values():
-            assert facts.keys() == {"num_examples", "weight", "share", "bytes"}
-    assert "Client-level differential privacy" in run.report.read_text(encoding="utf-8")
-
-
-def test_a_drawn_cohort_doubles_the_sensitivity(small_recipe):
-    """Another client takes the place of one that is left out."""
-    everyone = small_recipe(*CLIENTS)
-    drawn = small_recipe(*CLIENTS, "federation.cohort_size=1")
-    assert (round_charge(everyone).sensitivity, round_charge(everyone).adjacency) == (
-        0.01,
-        "add-remove",
-    )
-    assert (round_charge(drawn).sensitivity, round_charge(drawn).adjacency) == (
-        0.02,
-        "replace-one",
-    )

@@ -286,8 +286,18 @@ def test_the_assumed_attackers_are_a_share_of_the_cohort(share, sites, count):
 def test_multi_krum_needs_enough_updates():
     """Below 2f + 3 clients it promises nothing."""
     recipe = read(f"{LEAST}federation: {{sites: 20, attackers: 0.4, robust: multi-krum}}\n")
-    assert recipe.quorum == 19
-    assert read(LEAST).quorum == 3
+    assert recipe.quorum_of(40) == 19
+    assert read(LEAST).quorum_of(4) == 3
+
+
+def test_a_poisson_cohort_needs_more_than_half_of_those_drawn():
+    """And none where none is."""
+    federation = "federation: {cohort_size: 2, cohort_sampling: poisson, evaluate_every: 0}\n"
+    recipe = read(f"{LEAST}privacy: {CLIENT}{federation}")
+    assert recipe.participation_rate == 0.5
+    assert list(map(recipe.quorum_of, range(5))) == [0, 1, 2, 2, 3]
+    assert recipe.federation.weighting == "uniform"
+    assert read(recipe.to_yaml()) == recipe
 
 
 def test_mixed_ranks_need_a_method_that_takes_them():
@@ -376,6 +386,30 @@ IMPOSSIBLE = {
     "sizes of single updates": (
         CLIENT + "federation: {evaluate_every: 0}\nwire: {compress: true}",
         "the size of an update tells of its values",
+    ),
+    "weights": (
+        CLIENT + "federation: {weighting: examples, evaluate_every: 0}",
+        "counts each client the same: set federation.weighting: uniform",
+    ),
+    "largest weights": (
+        CLIENT + "federation: {max_weight: 5, evaluate_every: 0}",
+        "and remove max_weight",
+    ),
+    "a delta that any client may fall under": (
+        CLIENT.replace("1e-5", "1e-3") + "federation: {sites: 101, evaluate_every: 0}",
+        "with 101 clients at most 1/1010 means anything",
+    ),
+    "draws for nothing": (
+        "{unit: none}\nfederation: {cohort_size: 2, cohort_sampling: poisson}",
+        "poisson has no effect without privacy.unit: client",
+    ),
+    "a draw of all": (
+        CLIENT + "federation: {cohort_sampling: poisson, evaluate_every: 0}",
+        "set federation.cohort_size below 4",
+    ),
+    "a number of any number": (
+        CLIENT + "federation: {cohort_sampling: poisson, cohort_size: 2, quorum: 1}",
+        "a cohort may be of any size",
     ),
     "noise for nothing": (
         EXAMPLE.replace("1000}", "1000, evaluation_noise: 4}"),

@@ -38,12 +38,22 @@ def test_over_rounds_only_the_last_rounding_is_lost(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "overrides", [("wire.codec=nf4",), (*KEEPS, "wire.codec=int8"), (*KEEPS, "wire.codec=fp32")]
+    "overrides",
+    [
+        ("wire.codec=nf4",),
+        (*KEEPS, "wire.codec=int8"),
+        (*KEEPS, "wire.codec=fp32"),
+        (
+            *KEEPS,
+            "federation.evaluate_every=0",
+            "privacy={unit: client, epsilon: 8, delta: 1e-5, clip_norm: 1}",
+        ),
+    ],
 )
 def test_where_values_change_their_meaning_or_little_is_lost_nothing_is_kept(
     tmp_path, monkeypatch, overrides
 ):
-    """The site needs no memory for it."""
+    """Nor where it would tell of earlier rounds; the site needs no memory for it."""
     monkeypatch.setenv(FOLDER, str(tmp_path))
     arrived([make_update(SPEC)], *overrides)
     assert list(tmp_path.iterdir()) == []
