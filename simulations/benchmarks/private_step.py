@@ -45,7 +45,7 @@ from fedlora.training.objectives import sft_loss
 from simulations.benchmarks.measure import Bar, compare, interleaved, report
 from simulations.benchmarks.rounds import random_llama
 
-ROWS, MICRO, TOKENS = 64, 16, 64
+ROWS, MICRO, TOKENS, SHORT = 64, 16, 256, 64
 LIMITS = {
     "B: private / plain": 1.05,
     "AB: private / plain": 1.05,
@@ -85,15 +85,19 @@ def run(n: int) -> None:
     """Measure both models and print the result."""
     with tempfile.TemporaryDirectory() as folder:
         large = random_llama(Path(folder) / "llama-30m")
-        bars = [*_time(large, n=n), *_time(EMBEDDED, n=n, prefix="embedded ")]
+        bars = [
+            *_time(large, n=n),
+            *_time(large, n=n, tokens=SHORT, prefix="short rows, "),
+            *_time(EMBEDDED, n=n, prefix="embedded model, "),
+        ]
         bars += [_memory(large, factors) for factors in ("B", "AB")]
     report("private_step", bars, LIMITS)
 
 
-def _time(base_model: str, *, n: int, prefix: str = "") -> list[Bar]:
+def _time(base_model: str, *, n: int, tokens: int = TOKENS, prefix: str = "") -> list[Bar]:
     recipe = _recipe(base_model)
     base, bars, noise = BaseModel.load(recipe), [], _Timed()
-    start, batches = base.adapter(), _batches()
+    start, batches = base.adapter(), _batches(tokens)
     for factors in ("B", "AB"):
         part = base.spec.part(factors)
         step = partial(_step, base, start, batches, part=part, recipe=recipe)
@@ -204,7 +208,7 @@ def _peak_of(base_model: str, factors: str, way: str) -> float:
 def _peak(base_model: str, factors: str, way: str) -> float:
     recipe = _recipe(base_model)
     base = BaseModel.load(recipe)
-    start, batches = base.adapter(), _batches()
+    start, batches = base.adapter(), _batches(TOKENS)
     gradient = plain_gradient(recipe) if way == "plain" else _mechanism(_Timed()).gradient
     step = partial(_step, base, start, batches, recipe=recipe, gradient=gradient)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
@@ -239,10 +243,10 @@ def _recipe(base_model: str) -> Recipe:
     return Recipe.model_validate({**keys, **steps, **fixed})
 
 
-def _batches() -> list[Batch]:
+def _batches(tokens: int) -> list[Batch]:
     """Return rows of random tokens, all supervised."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(5, 2000, (ROWS, TOKENS), generator=generator)
+    rows = torch.randint(5, 2000, (ROWS, tokens), generator=generator)
     return [
         Batch(input_ids=part, attention_mask=torch.ones_like(part), labels=part)
         for part in rows.split(MICRO)
