@@ -23,3 +23,6 @@ class NoiseSource(Protocol):
 
         Each is in it with probability ``rate``, independently; the sample may be empty.
         """
+
+    def secret(self) -> str:
+        """Return a seed of 256 bits for other generators, such as that of dropout."""

@@ -16,8 +16,8 @@ def trained_privately(site: Site, received: AdapterState, *, run: str, number: i
     """
     budget = SiteBudget(site, run)
     charge = budget.training(number).redeem()
-    stream = budget.stream(f"train/{number}")
-    return site.train_round_privately(received, number=number, charge=charge, stream=stream).state
+    source = budget.stream(f"train/{number}")
+    return site.train_round_privately(received, number=number, charge=charge, source=source).state
 
 
 def evaluated_privately(

@@ -10,10 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedlora import __version__, atomic
-from fedlora.runtime import findings, plots
+from fedlora.runtime import findings
 from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import Comparison, Losses, overall, read_comparison
 from fedlora.runtime.findings import Record
+from fedlora.runtime.plots import losses as plots
 from fedlora.runtime.privacy_statement import statement
 from fedlora.runtime.run_folder import RunFolder
 
