@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.audit import audit
 from fedlora.privacy.ledger import DEFAULT_ACCOUNT
 
 if TYPE_CHECKING:
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
     from fedlora.runtime.privacy_plan import Line
 
 app = typer.Typer(
-    help="Plan the noise of a run; look into a site's privacy ledger.",
+    help="Plan the noise of a run, audit it, look into a site's privacy ledger.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 ledger = typer.Typer(
     help="Look into a site's privacy ledger.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+app.command()(audit)
 app.add_typer(ledger, name="ledger")
 
 LedgerFile = Annotated[

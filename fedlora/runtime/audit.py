@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlora.adapter import AdapterState
-from fedlora.errors import RecipeError
+from fedlora.errors import RecipeError, RunError
 from fedlora.privacy.accounting.calibration import epsilon
 from fedlora.privacy.audit.canaries import Canaries, CanaryDpSgd
 from fedlora.privacy.audit.curve import contradicted, curve_of
@@ -230,4 +230,8 @@ def _attack(recipe: Recipe, adapter: AdapterState) -> Membership:
         np.array([gain for site in sites for gain in gains(site, members=which)])
         for which in (True, False)
     )
+    if not len(others):
+        raise RunError(
+            "No row is held out, so there is nobody to tell members from: raise val_set_size."
+        )
     return Membership.of(members, others)

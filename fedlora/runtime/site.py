@@ -13,7 +13,7 @@ from fedlora.data.tokens import TokenizedExample, tokenize
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.adaptive_clip import AdaptiveClip
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
-from fedlora.privacy.source import NoiseSource
+from fedlora.privacy.source import RoundSource
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
@@ -88,7 +88,7 @@ class Site:
         *,
         number: int,
         charge: Charge,
-        source: NoiseSource,
+        source: RoundSource,
         mechanism_of: Callable[..., DpSgd] = DpSgd,
     ) -> LocalResult:
         """Train likewise, but so that the result tells little of any one row.
@@ -176,7 +176,7 @@ class Site:
         for step in range(first_step, first_step + steps):
             yield [self._batch(lengths, step * per_step + index) for index in range(per_step)]
 
-    def _sampled(self, charge: Charge, source: NoiseSource) -> Iterator[list[Batch]]:
+    def _sampled(self, charge: Charge, source: RoundSource) -> Iterator[list[Batch]]:
         """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""
         for _ in range(charge.steps):
             drawn = source.poisson_sample(len(self.train_rows), charge.sampling_rate)

@@ -21,7 +21,7 @@ from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.adaptive_clip import AdaptiveClip
 from fedlora.privacy.dp_sgd.clipping import ClippedSum
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
-from fedlora.privacy.source import NoiseSource
+from fedlora.privacy.source import NoiseSource, RoundSource
 
 _HEIGHT = 100.0
 """A canary's gradient over the clip norm: it must be clipped, too."""
@@ -54,7 +54,7 @@ class Canaries:
         self._promised = promised
         self._drawn: NDArray[np.int64] | None = None
 
-    def among(self, source: NoiseSource) -> NoiseSource:
+    def among(self, source: RoundSource) -> RoundSource:
         """Return a source that draws the canaries that are in together with the records."""
         return _Among(source, self)
 
@@ -131,7 +131,7 @@ class CanaryDpSgd(DpSgd):
 class _Among:
     """Draws records and canaries alike."""
 
-    _source: NoiseSource
+    _source: RoundSource
     _canaries: Canaries
 
     def gaussian(self, count: int) -> Tensor:
