@@ -23,10 +23,10 @@ _LIMITS = (
 )
 _ATTACK = (
     "Who is given the published adapter and a row guesses whether a site trained on it, by how "
-    "much the adapter lowers the row's loss. Members are the rows that were trained on, others those "
-    "held out. AUC is the chance that a member looks more like one than another row (one half: by "
-    "guessing); TPR at 1 % FPR is the share of members that are found while at most one in a "
-    "hundred others is taken for one. In brackets, 95 % by bootstrap over the rows."
+    "much the adapter lowers the row's loss. Members are the rows that were trained on, others "
+    "those held out. AUC is the chance that a member looks more like one than another row (one "
+    "half: by guessing); TPR at 1 % FPR is the share of members that are found while at most one "
+    "in a hundred others is taken for one. In brackets, 95 % by bootstrap over the rows."
 )
 
 

@@ -38,9 +38,9 @@ def numbers_of_guesses(canaries: int, *, sampling_rate: float, steps: int) -> tu
         sampling_rate: with which a step draws each.
         steps: so far.
     """
-    drawn = canaries / 2 * -math.expm1(steps * math.log1p(-min(sampling_rate, 1 - 1e-16)))
+    drawn = canaries / 2 * (1 - (1 - sampling_rate) ** steps)
     surely = math.floor(drawn - 2 * math.sqrt(canaries))  # four standard deviations below
-    return tuple(sorted({min(surely, canaries // _FEW), surely} - set(range(-canaries, 1))))
+    return tuple(sorted(n for n in {min(surely, canaries // _FEW), surely} if n > 0))
 
 
 def best_guesses(
