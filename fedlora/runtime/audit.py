@@ -6,7 +6,7 @@ Membership is inferred from what is published: by the recipe, and by the same re
 privacy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,8 @@ from fedlora.runtime.events import Observer
 from fedlora.runtime.plan import plan
 from fedlora.runtime.site import Site
 
-BOUND, VERDICT = 0.95, 0.99
-"""Confidence of a lower bound, and of the verdict that a promise is broken."""
+BOUND, CURVE = 0.95, 0.99
+"""Confidence of a lower bound on ε, and of a contradiction to an accountant's curve."""
 _MOST_CANARIES = 20_000
 """More would cost time and, at a δ of 1e-5, show no more."""
 
@@ -66,9 +66,10 @@ class Audit:
     most: float
     """The largest lower bound that right guesses alone would have shown."""
     could_catch: bool
-    """Whether right guesses alone would have contradicted the accountant."""
+    """Whether right guesses alone would have been caught."""
     caught: bool
-    """Whether the guesses contradict the accountant, at ``VERDICT``."""
+    """Whether the lower bound is above what the accountant says, or the guesses contradict its
+    curve."""
     membership: Mapping[str, Membership] = field(default_factory=dict)
     """With privacy as the recipe says, and without; empty where it was not tried."""
 
@@ -114,7 +115,6 @@ def play_canaries(
     site: str,
     *,
     noise_off: bool = False,
-    most_canaries: int = _MOST_CANARIES,
     observe: Callable[[Point], None] = lambda _: None,
 ) -> Audit:
     """Play a site's rounds with canaries among its records.
@@ -126,50 +126,39 @@ def play_canaries(
         recipe: a planned one that is auditable.
         site: whose rows are trained on.
         noise_off: add no noise.
-        most_canaries: fewer are played where fewer numbers are trained.
         observe: is told of each round.
 
     Raises:
         BudgetError: no noise keeps the recipe's promise.
         RunError: the site's own self-test failed.
     """
-    played = Site.open(recipe, site)
-    federation, delta = recipe.federation, recipe.privacy.delta or 0
-    factors = {federation.facts.trained(number) for number in (1, 2)}
-    parts = [played.base.spec.part(f, rank=recipe.rank_of(site)).size for f in factors]
-    promised = training_charge(recipe, site, steps=federation.local_steps)
-    drawn = replace(promised, noise_multiplier=0.0) if noise_off else promised
     canaries = Canaries(
-        min(most_canaries, *parts),
-        promised=promised,
+        min(_MOST_CANARIES, *_trained_numbers(recipe, site)),
+        promised=training_charge(recipe, site, steps=recipe.federation.local_steps),
         source=noise_stream(recipe, f"audit/{site}/coins"),
     )
-    state = AdapterState.initial(played.base.spec, seed=recipe.seed)
     points = []
-    for number in range(1, federation.rounds + 1):
-        result = played.train_round_privately(
-            state,
-            number=number,
-            charge=drawn,
-            source=canaries.among(noise_stream(recipe, f"audit/{site}/{number}")),
-            mechanism_of=partial(CanaryDpSgd, canaries),
-        )
-        state = result.state
-        steps = replace(promised, steps=number * federation.local_steps)
-        points.append(_point(canaries, steps, number=number, delta=delta))
-        observe(points[-1])
-    count, tries = len(canaries.included), points[-1].tries
-    curve = curve_of(partial(_epsilon_at, steps))
-    right = [Guesses(made=guesses.made, right=guesses.made) for guesses in tries]
+    for point in _rounds(recipe, site, canaries, noise_off=noise_off):
+        observe(point)
+        points.append(point)
+    end, count = points[-1], len(canaries.included)
+    curve = curve_of(lambda delta: epsilon([_charge(recipe, site, end.round)], delta=delta))
+    all_right = [Guesses(made=guesses.made, right=guesses.made) for guesses in end.tries]
+    most = _shown(all_right, recipe, canaries=count)
+
+    def broken(tries: Sequence[Guesses], shown: float) -> bool:
+        by_curve = contradicted(curve, tries, canaries=count, confidence=CURVE)
+        return shown > end.accounted or by_curve
+
     return Audit(
         recipe=recipe,
         site=site,
         canaries=count,
         noise_off=noise_off,
         points=points,
-        most=largest_lower_bound(right, canaries=count, delta=delta, confidence=BOUND),
-        could_catch=contradicted(curve, right, canaries=count, confidence=VERDICT),
-        caught=contradicted(curve, tries, canaries=count, confidence=VERDICT),
+        most=most,
+        could_catch=broken(all_right, most),
+        caught=broken(end.tries, end.shown),
     )
 
 
@@ -190,21 +179,48 @@ def infer_membership(recipe: Recipe, folder: Path, *, observe: Observer) -> dict
     return found
 
 
-def _point(canaries: Canaries, steps: Charge, *, number: int, delta: float) -> Point:
-    count = len(canaries.included)
-    numbers = numbers_of_guesses(count, sampling_rate=steps.sampling_rate, steps=steps.steps)
-    tries = best_guesses(canaries.scores, canaries.included, numbers)
-    return Point(
-        round=number,
-        steps=steps.steps,
-        accounted=_epsilon_at(steps, delta),
-        shown=largest_lower_bound(tries, canaries=count, delta=delta, confidence=BOUND),
-        tries=tries,
-    )
+def _rounds(recipe: Recipe, site: str, canaries: Canaries, *, noise_off: bool) -> Iterator[Point]:
+    """Play a site's rounds one after another, and yield what is known after each."""
+    played, count = Site.open(recipe, site), len(canaries.included)
+    charge = training_charge(recipe, site, steps=recipe.federation.local_steps)
+    if noise_off:
+        charge = replace(charge, noise_multiplier=0.0)
+    state = AdapterState.initial(played.base.spec, seed=recipe.seed)
+    for number in range(1, recipe.federation.rounds + 1):
+        source = noise_stream(recipe, f"audit/{site}/{number}")
+        state = played.train_round_privately(
+            state,
+            number=number,
+            charge=charge,
+            source=canaries.among(source),
+            mechanism_of=partial(CanaryDpSgd, canaries),
+        ).state
+        so_far = _charge(recipe, site, number)
+        numbers = numbers_of_guesses(count, sampling_rate=so_far.sampling_rate, steps=so_far.steps)
+        tries = best_guesses(canaries.scores, canaries.included, numbers)
+        yield Point(
+            round=number,
+            steps=so_far.steps,
+            accounted=epsilon([so_far], delta=recipe.privacy.delta or 0),
+            shown=_shown(tries, recipe, canaries=count),
+            tries=tries,
+        )
 
 
-def _epsilon_at(steps: Charge, delta: float) -> float:
-    return epsilon([steps], delta=delta)
+def _charge(recipe: Recipe, site: str, rounds: int) -> Charge:
+    """Return what is charged for the training of the first rounds."""
+    return training_charge(recipe, site, steps=rounds * recipe.federation.local_steps)
+
+
+def _shown(tries: Sequence[Guesses], recipe: Recipe, *, canaries: int) -> float:
+    delta = recipe.privacy.delta or 0
+    return largest_lower_bound(tries, canaries=canaries, delta=delta, confidence=BOUND)
+
+
+def _trained_numbers(recipe: Recipe, site: str) -> Iterable[int]:
+    """Return how many numbers a round of each kind trains."""
+    spec, facts = Site.open(recipe, site).base.spec, recipe.federation.facts
+    return [spec.part(facts.trained(n), rank=recipe.rank_of(site)).size for n in (1, 2)]
 
 
 def _without_privacy(recipe: Recipe) -> Recipe:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora import atomic
-from fedlora.runtime.audit import BOUND, VERDICT, Audit
+from fedlora.runtime.audit import BOUND, CURVE, Audit
 from fedlora.runtime.page import render
 from fedlora.runtime.plots.audits import epsilon_by_round, roc
 
@@ -36,8 +36,7 @@ def verdict(audit: Audit) -> str:
     if audit.caught:
         return (
             f"Caught: no mechanism that keeps to the accountant's {promise} lets so many canaries "
-            f"be told, at a confidence of {VERDICT:.0%}. Noise, clipping or sampling is not what "
-            "was charged."
+            "be told. Noise, clipping or sampling is not what was charged."
         )
     found = (
         f"Not caught: the canaries show an ε of at least {audit.end.shown:.2g}, and the accountant "
@@ -89,8 +88,9 @@ def _explained(audit: Audit) -> str:
         "out that they were in; how often was fixed beforehand. The lower bound holds for any "
         f"mechanism, after each round with {BOUND:.0%} confidence (Steinke, Nasr and Jagielski "
         f"2023); right guesses alone would have shown {audit.most:.3g}, the dashed line. The "
-        "verdict is stricter: it holds the guesses against the accountant's ε at all δ together "
-        "(Mahloujifar, Melis and Chaudhuri 2025)."
+        "verdict also holds the guesses against the accountant's ε at many δ together, with "
+        f"{CURVE:.0%} confidence (Mahloujifar, Melis and Chaudhuri 2025): a lower bound at one δ "
+        "stays below about log(0.01 / δ), whatever happens."
     )
 
 

@@ -43,11 +43,13 @@ def epsilon_by_round(accounted: Points, shown: Points, *, most: float) -> Markup
         axes = figure.add_subplot(xlabel="round", title="ε of the rounds so far")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
         axes.axhline(most, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        note = "right guesses alone would show"
+        axes.annotate(note, (min(shown), most), (0, 3), textcoords="offset points", color=MUTED)
         ends = [
             draw_line(axes, accounted, label="accountant: at most", colour=BLUE, bold=True),
             draw_line(axes, shown, label="shown: at least", colour=RED, bold=True),
         ]
-        axes.set_ylim(0, 1.08 * max(most, *accounted.values(), *shown.values()))
+        axes.set_ylim(0, 1.12 * max(most, *accounted.values(), *shown.values()))
         room = label_room([end.label for end in ends]) + 0.03
         set_margins(figure, left=0.055, right=1 - room, bottom=0.42, top=0.28)
         label_ends(axes, ends, points_high=72 * (_HEIGHT - 0.7))
