@@ -53,8 +53,8 @@ def _contradicts(curve: Curve, guesses: Guesses, *, canaries: int, level: float)
     canaries of which anything is said.
 
     References:
-        Mahloujifar, Melis and Chaudhuri 2025, arXiv:2410.22235, algorithm 3, for guesses of one
-        kind.
+        Mahloujifar, Melis and Chaudhuri 2025, arXiv:2410.22235. Theirs is for guesses of both
+        kinds; where all say "in", one condition on both coins becomes one for each, hence the 2.
     """
     share = guesses.made / canaries
     right = level * guesses.right / canaries
