@@ -91,8 +91,11 @@ def _print(found: "Audit") -> None:
     facts.add_row("ε at least", f"{found.end.shown:.2f} (of {found.most:.2f} that could be shown)")
     facts.add_row("ε at most", f"{found.end.accounted:.2f}, by the accountant")
     for name, of in found.membership.items():
-        spans = [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for i in (of.auc, of.tpr)]
-        facts.add_row(f"{name} privacy", f"AUC {spans[0]}, TPR at 1 % FPR {spans[1]}")
+        for heading, measure, i in (
+            (f"{name} privacy", "AUC", of.auc),
+            ("", "TPR at 1 % FPR", of.tpr),
+        ):
+            facts.add_row(heading, f"{measure} {i.value:.3f} ({i.low:.3f} to {i.high:.3f})")
     console.print()
     console.print(facts)
     if found.noise_off:
