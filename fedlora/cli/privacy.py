@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from fedlora.cli import ledger
+from fedlora.cli.audit import audit
 
 app = typer.Typer(
-    help="Plan the noise of a run; look into a privacy ledger.",
+    help="Plan the noise of a run, audit it, look into a privacy ledger.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+app.command()(audit)
 app.add_typer(ledger.app, name="ledger")
 
 

@@ -23,3 +23,10 @@ class NoiseSource(Protocol):
 
         Each is in it with probability ``rate``, independently; the sample may be empty.
         """
+
+
+class RoundSource(NoiseSource, Protocol):
+    """All that a private round draws from."""
+
+    def secret(self) -> str:
+        """Return a seed of 256 bits for other generators, such as that of dropout."""

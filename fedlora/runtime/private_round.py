@@ -24,9 +24,9 @@ def trained_privately(site: Site, received: AdapterState, *, run: str, number: i
     bound = memory.recall(name, before=number)
     clip_norm = recipe.max_grad_norm if bound is None else float(bound)
     charge = budget.training(number, clip_norm=clip_norm).redeem()
-    stream = budget.stream(f"train/{number}")
-    mechanism = private_steps(recipe, charge, stream)
-    result = site.train_round_privately(received, number=number, mechanism=mechanism, stream=stream)
+    source = budget.stream(f"train/{number}")
+    mechanism = private_steps(recipe, charge, source)
+    result = site.train_round_privately(received, number=number, mechanism=mechanism, source=source)
     if recipe.privacy.clip_quantile is not None:
         bound = torch.tensor([mechanism.clip_norm], dtype=torch.float64)
         memory.keep(name, bound, number=number)

@@ -3,21 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fedlora import __version__, atomic
-from fedlora.runtime import findings, plots
-from fedlora.runtime import format as fmt
+from fedlora import atomic
+from fedlora.runtime import findings
 from fedlora.runtime.comparison import Comparison, Losses, overall, read_comparison
 from fedlora.runtime.findings import Record
+from fedlora.runtime.page import render
+from fedlora.runtime.plots import losses as plots
 from fedlora.runtime.privacy_statement import statement
 from fedlora.runtime.run_folder import RunFolder
 
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
 _MOST_SITES = 40
 """Sites that the plot of the comparison shows."""
 _BANDS = "The bands hold the middle 50 % and the middle 80 % of the {} sites."
@@ -48,17 +46,8 @@ def write_report(run: RunFolder) -> None:
     rows, rounds = findings.trained(comparison), findings.rounds(records)
     sites = sorted({site for row in rows for site in row.losses})
     columns = zip(*(row.values(sites) for row in rows), strict=True)
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    html = environment.get_template(_TEMPLATE.name).render(
-        fmt=fmt,
-        version=__version__,
+    html = render(
+        "report.html.j2",
         run=run.name,
         recipe=recipe,
         privacy=privacy,

@@ -69,13 +69,7 @@ class RunFolder:
         Raises:
             StorageError: the folder cannot be written.
         """
-        stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-        names = (
-            f"{recipe.name}-{stamp}{suffix}" for suffix in chain([""], map("-{}".format, count(2)))
-        )
-        with atomic.storage_errors(runs):
-            runs.mkdir(parents=True, exist_ok=True)
-            path = next(runs / name for name in names if _claim(runs / name))
+        path = stamped_folder(runs, recipe.name)
         try:
             with atomic.new_folder(path) as folder:
                 (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -223,6 +217,19 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         paths = self.path.glob("checkpoints/round-*")
         return sorted(paths, key=lambda path: (len(path.name), path.name))  # 10000 is after 9999
+
+
+def stamped_folder(runs: Path, name: str) -> Path:
+    """Make an empty folder ``runs/<name>-<time>`` that is nobody else's.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    names = (f"{name}-{stamp}{suffix}" for suffix in chain([""], map("-{}".format, count(2))))
+    with atomic.storage_errors(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+        return next(runs / each for each in names if _claim(runs / each))
 
 
 def _claim(path: Path) -> bool:

@@ -64,29 +64,34 @@ def _data(planned: Plan) -> Mapping[str, str]:
     return {site.name: site.digest for site in planned.sites}
 
 
-def simulate(run: RunFolder, *, observe: Observer) -> None:
+def simulate(run: RunFolder, *, observe: Observer, apart: bool = False) -> None:
     """Do what the run still lacks.
+
+    Args:
+        run: the run.
+        observe: is told what happens.
+        apart: let sites remember nothing beyond the run, even if the user names a folder for them.
 
     Raises:
         FedloraError: the run cannot go on; what is complete stays, and this call resumes it.
     """
-    with _sites_of(run):
+    own = str(run.path / "sites")
+    with _sites_in(own if apart else os.environ.get(FOLDER, own)):
         _simulate(run, observe=observe)
     write_report(run)
 
 
 @contextmanager
-def _sites_of(run: RunFolder) -> Iterator[None]:
-    """Let sites keep what they must remember below the run, if the user names no other folder."""
-    named = FOLDER in os.environ
-    os.environ.setdefault(FOLDER, str(run.path / "sites"))
-    os.environ[SIMULATED] = "1"
+def _sites_in(folder: str) -> Iterator[None]:
+    """Let simulated sites keep what they must remember in a folder."""
+    named = os.environ.get(FOLDER)
+    os.environ.update({FOLDER: folder, SIMULATED: "1"})
     try:
         yield
     finally:
-        del os.environ[SIMULATED]
-        if not named:
-            del os.environ[FOLDER]
+        del os.environ[SIMULATED], os.environ[FOLDER]
+        if named is not None:
+            os.environ[FOLDER] = named
 
 
 def _simulate(run: RunFolder, *, observe: Observer) -> None:

@@ -12,11 +12,11 @@ from fedlora.data.partition import site_examples
 from fedlora.data.tokens import TokenizedExample, tokenize
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
-from fedlora.privacy.mechanism import KeyStream
+from fedlora.privacy.source import RoundSource
 from fedlora.recipe import Recipe
 from fedlora.runtime.private_steps import self_test
 from fedlora.training.base_model import BaseModel
-from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate
+from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import LocalResult, train_local
 
@@ -89,7 +89,7 @@ class Site:
         )
 
     def train_round_privately(
-        self, received: AdapterState, *, number: int, mechanism: DpSgd, stream: KeyStream
+        self, received: AdapterState, *, number: int, mechanism: DpSgd, source: RoundSource
     ) -> LocalResult:
         """Train likewise, but so that the result tells little of any one row.
 
@@ -99,7 +99,7 @@ class Site:
             received: the adapter to begin with.
             number: of the round, from 1.
             mechanism: takes the steps that were charged.
-            stream: where samples and dropout come from.
+            source: where samples and dropout come from.
 
         Raises:
             RunError: noise, clipping or training is not what it should be.
@@ -107,13 +107,13 @@ class Site:
         return train_local(
             self.base,
             received,
-            self._sampled(mechanism.charge, stream),
+            self._sampled(mechanism.charge, source),
             gradient=mechanism.gradient,
             part=self._part(number),
             recipe=self.recipe,
             first_step=(number - 1) * self.recipe.federation.local_steps,
             total_steps=self.recipe.total_steps,
-            seed=stream.secret(),
+            seed=source.secret(),
         )
 
     def train(
@@ -147,6 +147,15 @@ class Site:
         """Return the loss of the base with ``state`` on the held-out rows."""
         return evaluate(self.base, state, self._micro_batches(self.held_out_rows))
 
+    def losses(self, rows: Sequence[TokenizedExample], state: AdapterState | None) -> list[float]:
+        """Return the mean loss per token of each row, in an order of its own; the same each time.
+
+        Args:
+            rows: of this site.
+            state: the adapter; none for the base alone.
+        """
+        return example_losses(self.base, state, self._micro_batches(rows))
+
     def clipped_loss_sum(self, state: AdapterState, *, largest: float) -> float:
         """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
         batches = self._padded_alone(self.held_out_rows)
@@ -159,10 +168,10 @@ class Site:
         for step in range(first_step, first_step + steps):
             yield [self._batch(lengths, step * per_step + index) for index in range(per_step)]
 
-    def _sampled(self, charge: Charge, stream: KeyStream) -> Iterator[list[Batch]]:
+    def _sampled(self, charge: Charge, source: RoundSource) -> Iterator[list[Batch]]:
         """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""
         for _ in range(charge.steps):
-            drawn = stream.poisson_sample(len(self.train_rows), charge.sampling_rate)
+            drawn = source.poisson_sample(len(self.train_rows), charge.sampling_rate)
             yield list(self._padded_alone([self.train_rows[row] for row in drawn]))
 
     def _padded_alone(self, rows: Sequence[TokenizedExample]) -> Iterator[Batch]:

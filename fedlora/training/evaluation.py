@@ -56,6 +56,21 @@ def evaluate(base: BaseModel, state: AdapterState | None, batches: Iterable[Batc
     return total
 
 
+def example_losses(
+    base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]
+) -> list[float]:
+    """Return the mean loss per token of each example, in nats, as ``evaluate`` sums them.
+
+    Raises:
+        AdapterError: the adapter does not fit the base.
+    """
+    return [
+        loss
+        for losses, tokens in _token_losses(base, state, batches)
+        for loss in (losses.double() / tokens.clamp(min=1)).tolist()
+    ]
+
+
 def clipped_loss_sum(
     base: BaseModel, state: AdapterState, batches: Iterable[Batch], *, largest: float
 ) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from fedlora.adapter import AdapterState
 from fedlora.training import evaluation
-from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate
+from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
 from fedlora.training.objectives import token_losses
 
 
@@ -51,6 +51,16 @@ def test_loss_is_per_token_and_perplexity_its_exponential(base, adapter, batch):
     assert evaluation.perplexity == math.exp(evaluation.loss)
     assert math.isnan(Evaluation(loss_sum=0, tokens=0).perplexity)
     assert Evaluation(loss_sum=1e6, tokens=1).perplexity == math.inf
+
+
+def test_losses_of_examples_are_means_over_their_own_tokens(base, adapter, batch):
+    """In the order of the batches, with the adapter or of the base alone."""
+    with torch.no_grad():
+        base.load_adapter(adapter)
+        losses, tokens = token_losses(base, batch)
+    means = (losses / tokens).tolist()
+    assert example_losses(base, adapter, [batch, batch]) == pytest.approx([*means, *means])
+    assert example_losses(base, None, [batch]) != pytest.approx(means)
 
 
 def test_a_clipped_sum_is_over_examples(base, adapter, batch):

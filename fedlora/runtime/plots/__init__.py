@@ -1,0 +1,1 @@
+"""Plots as inline SVG: the only importers of matplotlib, beside the studies."""
