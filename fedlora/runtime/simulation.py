@@ -76,13 +76,13 @@ def simulate(run: RunFolder, *, observe: Observer, apart: bool = False) -> None:
         FedloraError: the run cannot go on; what is complete stays, and this call resumes it.
     """
     own = str(run.path / "sites")
-    with _sites_in(own if apart else os.environ.get(FOLDER, own)):
+    with sites_in(own if apart else os.environ.get(FOLDER, own)):
         _simulate(run, observe=observe)
     write_report(run)
 
 
 @contextmanager
-def _sites_in(folder: str) -> Iterator[None]:
+def sites_in(folder: str) -> Iterator[None]:
     """Let simulated sites keep what they must remember in a folder."""
     named = os.environ.get(FOLDER)
     os.environ.update({FOLDER: folder, SIMULATED: "1"})

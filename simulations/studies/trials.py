@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -28,9 +27,8 @@ from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
-from fedlora.runtime.simulation import start
+from fedlora.runtime.simulation import sites_in, start
 from fedlora.runtime.site import Site
-from fedlora.runtime.site_memory import FOLDER
 from simulations.studies.attacks import ATTACKS, HostileGrid, first_error
 
 _UNFINISHED = ".trial-"
@@ -152,7 +150,6 @@ def play_and_keep(trial: Trial, *, work: Path) -> tuple[Trial, Outcome]:
 def play(trial: Trial, *, folder: Path) -> Outcome:
     """Play a trial in an empty folder."""
     started = time.monotonic()
-    os.environ[FOLDER] = str(folder / "sites")
     run = start(plan(trial.recipe), runs=folder)
     clients = len(trial.recipe.site_names)
     grid, sent = InProcessGrid(app, clients=clients), {}
@@ -160,7 +157,8 @@ def play(trial: Trial, *, folder: Path) -> Outcome:
         grid = HostileGrid(run, attack=ATTACKS[trial.attack], attackers=trial.attackers)
         sent = grid.sent
     try:
-        serve(grid, run.path, observe=lambda _: None)
+        with sites_in(str(folder / "sites")):
+            serve(grid, run.path, observe=lambda _: None)
     except RunError as stop:
         if not trial.attackers:
             raise
