@@ -219,7 +219,8 @@ def test_a_plan_refuses_what_noise_drowns(fedlora, recipe):
 
 def test_the_aggregators_ledger_is_read_like_a_sites(fedlora, recipe):
     """It counts all runs of its folder, apart by what their neighbours are, and can be limited."""
-    opened = ("--account", "clients-replace-one", "--epsilon", "30", "--delta", "1e-4")
+    budget = ("--epsilon", "30", "--delta", "1e-4", "--records", "10")
+    opened = ("--account", "clients-replace-one", *budget)
     assert fedlora("privacy", "ledger", "open", "runs/ledger.sqlite", *opened)[0] == 0
     drawn, poisson = "federation.cohort_size=1", "federation.cohort_sampling=poisson"
     for more in ((), (drawn,), (drawn, poisson)):
