@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,7 @@ def test_both_promises_are_reported_and_no_client(small_recipe, tmp_path):
     assert "Client-level differential privacy: ε is 8 at δ 0.001" in report
     assert "do not know who took part, ε is" in report
     assert f"{amplified:.2g}. Each round draws every site on its own" in report
+    assert "whether some client's update was missing" in unescape(report)
     for told in ("updates folded", "Traffic", "Time", "Training loss by round", "refused"):
         assert told not in report
     folder = {path.name for path in run.release.iterdir()}
