@@ -6,6 +6,7 @@ import torch
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate
 from fedlora.privacy.charge import Adjacency, Charge
+from fedlora.privacy.dp_sgd.self_check import require_noise
 from fedlora.privacy.source import NoiseSource
 
 _MARGIN = 1e-6
@@ -77,11 +78,17 @@ def noised_mean(
         num_examples: what the update is to say; a public number, likewise.
         source: of the noise.
 
+    Raises:
+        RunError: the noise is not what it was calibrated to.
+
     References:
         McMahan et al. 2018, arXiv:1710.06963, section 2.2, the estimator with a fixed denominator.
     """
     unit = total.clip_norm / _UNITS
     deviation = charge.noise_multiplier * sensitivity(_UNITS, charge.adjacency)
     for part in total.units.split(_BLOCK):
-        part.add_(source.gaussian(len(part)), alpha=deviation).mul_(unit / expected)
+        clipped = part.clone()
+        part.add_(source.gaussian(len(part)), alpha=deviation)
+        require_noise([part - clipped], deviation=deviation)
+        part.mul_(unit / expected)
     return AdapterUpdate(spec=total.spec, values=total.units.float(), num_examples=num_examples)

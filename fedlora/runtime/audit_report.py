@@ -19,7 +19,9 @@ _LIMITS = (
     "Shown is what could be shown. A lower bound near 0 proves nothing: this way of showing stays "
     "far below the accountant even where the accountant is exact. The audit played one site, with "
     "this code, on this machine; it says nothing of what a site's operator runs, of a moving clip "
-    "norm, or of evaluations. The attack on members is a simple one; better ones find more."
+    "norm, or of evaluations. The attack on members is a simple one; better ones find more. What "
+    "is measured on members, and the run without privacy that is beside this page, have no noise: "
+    "publish neither."
 )
 _ATTACK = (
     "Who is given the published adapter and a row guesses whether a site trained on it, by how "

@@ -3,7 +3,6 @@
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation import Aggregator
 from fedlora.privacy.central import ClientSum, noised_mean
-from fedlora.privacy.ledger import Ledger
 from fedlora.recipe import Recipe
 from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import round_charge
@@ -24,6 +23,7 @@ class NoisedFirst:
     So whatever the method and the server optimiser do is post-processing, by construction.
 
     Guarantees:
+        - The run's maximum is reserved before a round's clients are asked for anything.
         - Each client's update counts the same, whatever it weighs elsewhere.
         - A round without an update is noise alone.
         - The charge is on disk before the first draw. A round that is played again is charged
@@ -40,8 +40,18 @@ class NoisedFirst:
         self._method, self._run, self._recipe, self._number = method, run, recipe, number
 
     def begin(self, global_adapter: AdapterState) -> None:
-        sent = self._recipe.federation.facts.sent(self._number)
-        clip_norm = self._recipe.privacy.clip_norm or 0
+        """Reserve the most that the run will draw, unless that was done.
+
+        Raises:
+            BudgetError: the account does not allow it.
+            StorageError: the ledger cannot be written.
+        """
+        recipe, path = self._recipe, self._run.path.parent / "ledger.sqlite"
+        self._account, run = account_of(recipe), self._run.name
+        whole = round_charge(recipe, rounds=recipe.federation.rounds)
+        self._ledger = reserved(path, self._account, run=run, recipe=recipe, maximum=[whole])
+        sent = recipe.federation.facts.sent(self._number)
+        clip_norm = recipe.privacy.clip_norm or 0
         self._sum = ClientSum(global_adapter.spec.part(sent), clip_norm=clip_norm)
         self._method.begin(global_adapter)
 
@@ -61,9 +71,9 @@ class NoisedFirst:
             BudgetError: the account does not allow it.
             StorageError: the ledger cannot be written.
         """
-        recipe, account = self._recipe, account_of(self._recipe)
-        committed = self._ledger(account).commit(
-            account,
+        recipe = self._recipe
+        committed = self._ledger.commit(
+            self._account,
             self._run.name,
             purpose="train",
             number=self._number,
@@ -79,9 +89,3 @@ class NoisedFirst:
         )
         self._method.add(noised, 1.0)
         return self._method.finish()
-
-    def _ledger(self, account: str) -> Ledger:
-        recipe = self._recipe
-        whole = round_charge(recipe, rounds=recipe.federation.rounds)
-        path = self._run.path.parent / "ledger.sqlite"
-        return reserved(path, account, run=self._run.name, recipe=recipe, maximum=[whole])

@@ -23,10 +23,11 @@ _VOID = (
     "This run protects nobody: simulation.reproducible_noise drew its noise from the recipe's seed."
 )
 _CLIENTS_NOT_HIDDEN = (
-    "Not hidden: whatever is the same with and without any one client. Of clients that share data "
-    "what they tell adds up. So do later runs with the same clients, which the aggregator's ledger "
-    "counts. Who took part and what became of each update is not shown here: it is in the "
-    "aggregator's own rounds.jsonl and checkpoints, which the promise does not cover."
+    "Not hidden: whatever is the same with and without any one client, and whether some client's "
+    "update was missing, if that is said above. Of clients that share data what they tell adds up. "
+    "So do later runs with the same clients, which the aggregator's ledger counts. Who took "
+    "part and what became of each update is not shown here: it is in the aggregator's own "
+    "rounds.jsonl and checkpoints, which the promise does not cover."
 )
 _RECORDS_NOT_HIDDEN = (
     "Not hidden: who takes part, the declared numbers of records, and whatever is the same with "
@@ -84,6 +85,12 @@ def _of_examples(recipe: Recipe) -> str:
         f"its gradient to a norm of {recipe.max_grad_norm:g} and adds normal noise of "
         f"{' to '.join(ends)} times that. Accountant: PRV (Gopi et al. 2021)."
     )
+    if recipe.privacy.clip_quantile is not None:
+        promise += (
+            " The norm is that of the first step: it follows a quantile of the gradients' norms, "
+            "by a noised count that is part of ε, and the noise follows it, a little larger for "
+            "the count's sake."
+        )
     if not recipe.privacy.evaluation_noise:
         return promise
     return (

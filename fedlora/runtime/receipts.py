@@ -5,11 +5,14 @@ here: each instruction tells a site the newest head that it ever sent, and one w
 have that row stops before it charges anything.
 """
 
+import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from fedlora import atomic
 from fedlora.errors import StorageError, WireError
 from fedlora.privacy.ledger import EMPTY, Head
 from fedlora.runtime.run_folder import RunFolder
@@ -20,7 +23,8 @@ class Receipts:
     """The newest head of each site's ledger, one small file a site.
 
     Guarantees:
-        - What ``take`` returned from survives a kill, a power failure, and the end of the run.
+        - What ``take`` returned from survives a kill, a power failure, and the end of the run, and
+          runs that go on at the same time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +62,10 @@ class Receipts:
             WireError: it is older than the head that was sent, or another.
             StorageError: it cannot be written.
         """
-        newest = self._newest(site)
+        with self._alone():
+            self._take(site, head, newest=self._newest(site))
+
+    def _take(self, site: str, head: Head, *, newest: Head) -> None:
         if head.count < self._sent[site].count:
             raise WireError(
                 f"{site} says that its ledger has {head.count} rows, but it had "
@@ -74,6 +81,16 @@ class Receipts:
                 )
         if head.count > newest.count:
             head.keep(self._path(site))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other runs from writing meanwhile: the slower would set the faster back."""
+        with atomic.storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = (self._folder / ".lock").open("wb")  # no site has such a name
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
+            yield
 
     def _newest(self, site: str) -> Head:
         try:

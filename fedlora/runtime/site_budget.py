@@ -20,7 +20,7 @@ from fedlora.runtime.charges import (
     training_charge,
 )
 from fedlora.runtime.site import Site
-from fedlora.runtime.site_memory import SIMULATED, site_folder
+from fedlora.runtime.site_memory import site_folder
 
 _LEDGER, _KEY = "ledger.sqlite", "ledger.key"
 _KEY_BYTES = 32
@@ -51,20 +51,13 @@ class SiteBudget:
     """One run's claim on a site's account.
 
     Raises:
-        BudgetError: at once, when the noise would be reproducible and the site is not simulated;
-            from each method, when the account does not allow what the recipe asks for.
+        BudgetError: from each method, when the account does not allow what the recipe asks for, or
+            as ``reserved``.
         StorageError: from each method, when the ledger cannot be written.
     """
 
     site: Site
     run: str
-
-    def __post_init__(self) -> None:
-        if self.site.recipe.simulation.reproducible_noise and not os.environ.get(SIMULATED):
-            raise BudgetError(
-                "simulation.reproducible_noise protects nobody: a site that is not simulated "
-                "refuses it."
-            )
 
     def training(self, number: int, *, clip_norm: float) -> Committed:
         """Charge the private steps of round ``number``, the first of which clips to this norm."""

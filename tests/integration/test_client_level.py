@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from fedlora.runtime.plan import plan
 from fedlora.runtime.report import write_report
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 from fedlora.runtime.server import serve
+from fedlora.runtime.site_memory import SIMULATED
 from tests.faults.test_bad_clients import HostileGrid, altered_update, scaled
 
 CLIP = 0.01
@@ -77,6 +79,12 @@ def seed_of(*sizes: int, sites: int = 2) -> str:
         return tuple(map(len, cohorts)) == sizes
 
     return f"seed={next(filter(fits, range(1000)))}"
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch) -> None:
+    """Let noise be reproducible, also where a test plays the aggregator's part alone."""
+    monkeypatch.setenv(SIMULATED, "1")
 
 
 @pytest.fixture
@@ -187,6 +195,7 @@ def test_both_promises_are_reported_and_no_client(small_recipe, tmp_path):
     assert "Client-level differential privacy: ε is 8 at δ 0.001" in report
     assert "do not know who took part, ε is" in report
     assert f"{amplified:.2g}. Each round draws every site on its own" in report
+    assert "whether some client's update was missing" in unescape(report)
     for told in ("updates folded", "Traffic", "Time", "Training loss by round", "refused"):
         assert told not in report
     folder = {path.name for path in run.release.iterdir()}
@@ -221,7 +230,7 @@ def test_a_stopped_round_goes_on_with_the_cohort_that_was_drawn(three_sites, tmp
     with pytest.raises(RunError, match="1 of 2 updates were accepted, but the quorum is 2"):
         serve(lost, run.path, observe=lambda _: None)
     assert json.loads(run.kept_cohort(1).read_text()) == cohort
-    assert not (tmp_path / "ledger.sqlite").exists()
+    assert ledger(run).rows("clients-add-remove") == []
     other = ["abc"[(index + 1) % 3] for index in map("abc".index, cohort)]
     run.kept_cohort(1).write_text(json.dumps(sorted(other)))  # which is no draw of any stream
     serve(InProcessGrid(app, clients=3), run.path, observe=lambda _: None)
@@ -252,10 +261,45 @@ def test_a_round_that_is_played_again_is_charged_again(small_recipe, tmp_path, m
     assert not torch.equal(run.load().adapter.values, seen[0])
 
 
-def test_a_spent_account_ends_the_run_before_anything_is_released(small_recipe, tmp_path):
-    """A budget that the operator opened is kept, whatever the recipe asks for."""
+class Asked(InProcessGrid):
+    """Carries messages; remembers their kinds."""
+
+    def __init__(self) -> None:
+        super().__init__(app, clients=2)
+        self.kinds: set[str] = set()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.kinds.update(message.metadata.message_type for message in messages)
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize(
+    ("opened", "says"),
+    [
+        ("clients-add-remove", "asks for more than is left"),
+        ("clients-replace-one", "account clients-add-remove, .* is not open, and a limit on"),
+    ],
+)
+def test_a_budget_that_the_operator_opened_is_kept(small_recipe, tmp_path, opened, says):
+    """Whatever the recipe asks for; the run ends before any client is asked to train.
+
+    A limit of one account is none of another, which is not opened without one beside it.
+    """
+    run, grid = begin(small_recipe(*CLIENTS), tmp_path), Asked()
+    ledger(run).open_account(opened, epsilon=2.0, delta=1e-3)
+    with pytest.raises(BudgetError, match=says):
+        serve(grid, run.path, observe=lambda _: None)
+    assert grid.kinds == {"query"}
+    assert ledger(run).rows(opened) == []
+    assert ledger(run).balances().keys() == {opened}
+
+
+def test_reproducible_noise_is_for_simulations_alone(small_recipe, tmp_path, monkeypatch):
+    """An aggregator of sites that are not simulated reserves and releases nothing under it."""
+    monkeypatch.delenv(SIMULATED)
     run = begin(small_recipe(*CLIENTS), tmp_path)
-    ledger(run).open_account("clients-add-remove", epsilon=2.0, delta=1e-3)
-    with pytest.raises(BudgetError, match="asks for more than is left"):
+    with pytest.raises(BudgetError, match="protects nobody"):
         serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
     assert run.load().round == 0
+    assert not (tmp_path / "ledger.sqlite").exists()

@@ -1,6 +1,7 @@
 """``fedlora privacy ledger`` as its operator meets it."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -120,3 +121,16 @@ def test_a_run_is_closed_and_the_ledger_verified_and_exported(fedlora, path):
         f"{len(rows)} rows, whole; head {rows[-1]['hash']}\n",
         "",
     )
+
+
+def test_budgets_are_opened_as_the_docs_say(fedlora, tmp_path):
+    """A site's account and the aggregator's: by the names under which runs are charged."""
+    text = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+    lines = text.replace("\\\n", "").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if "ledger open " in line]
+    opened = set[str]()
+    for number, (_, _, _, command, _, *options) in enumerate(commands):
+        ledger = tmp_path / f"{number}.sqlite"
+        assert fedlora(command, ledger, *options)[0] == 0
+        opened |= Ledger(ledger, new_filter=RenyiFilter).balances().keys()
+    assert opened == {"default", "clients-add-remove"}

@@ -77,6 +77,7 @@ def test_noise_off_is_caught(audit, tmp_path):
     assert found["points"][-1]["shown"] > 3 >= found["points"][-1]["accounted"]
     page = (folder / "audit.html").read_text(encoding="utf-8")
     assert "A demonstration" in page
+    assert "publish neither" in page
     assert page.count("<svg") == 1
     assert not (tmp_path / "real-sites").exists()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedlora.adapter import AdapterUpdate
-from fedlora.errors import AdapterError
+from fedlora.errors import AdapterError, RunError
 from fedlora.privacy.central import ClientSum, noised_mean
 from fedlora.privacy.charge import Adjacency, Charge
 from fedlora.privacy.mechanism import KeyStream
@@ -98,3 +98,12 @@ def test_the_noise_is_as_charged(adjacency, deviation):
     """
     seen = noised(total(), expected=4, source="y", adjacency=adjacency).double()
     assert float(seen.std()) * 4 == pytest.approx(deviation, rel=5 / (2 * SPEC.size) ** 0.5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_noise_that_is_not_as_charged_releases_nothing(monkeypatch, share):
+    """The aggregator measures what it added, as a site does."""
+    gaussian = KeyStream.gaussian
+    monkeypatch.setattr(KeyStream, "gaussian", lambda self, count: share * gaussian(self, count))
+    with pytest.raises(RunError, match="self-test"):
+        noised(total(make_update(SPEC)), expected=4, source="z")

@@ -1,5 +1,8 @@
 """The aggregator's memory of how far each site's ledger has come."""
 
+import threading
+from pathlib import Path
+
 import pytest
 
 from fedlora.errors import StorageError, WireError
@@ -57,6 +60,25 @@ def test_a_site_that_answers_two_runs_at_once_is_no_liar(tmp_path):
     assert Receipts(tmp_path).sent_to(["north"]) == {"north": head(7)}
     with pytest.raises(WireError, match="row 7"):
         other.take("north", head(7, of="b"))
+
+
+def test_of_two_answers_at_once_the_slower_sets_nothing_back(tmp_path, monkeypatch):
+    """Two runs' processes share one receipt: one may not write between the other's look and its."""
+    slow, fast = Receipts(tmp_path), Receipts(tmp_path)
+    for receipts in (slow, fast):
+        receipts.sent_to(["north"])
+    keep, overtaking = Head.keep, threading.Thread(target=fast.take, args=("north", head(7)))
+
+    def overtaken(of: Head, path: Path) -> None:
+        if of.count == 6:
+            overtaking.start()
+            overtaking.join(timeout=0.3)
+        keep(of, path)
+
+    monkeypatch.setattr(Head, "keep", overtaken)
+    slow.take("north", head(6))
+    overtaking.join()
+    assert Receipts(tmp_path).sent_to(["north"]) == {"north": head(7)}
 
 
 @pytest.mark.parametrize("content", ["", "5", "five 00", "5 00 00", "ü"])
