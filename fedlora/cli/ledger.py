@@ -22,7 +22,17 @@ app = typer.Typer(
 LedgerFile = Annotated[
     Path, typer.Argument(metavar="LEDGER", help="A ledger.sqlite.", exists=True, dir_okay=False)
 ]
-Account = Annotated[str, typer.Option(help="Name of the account; see `show`.")]
+Account = Annotated[
+    str,
+    typer.Option(help="A site's is `default`; see `show` for the aggregator's."),
+]
+_WIDEST = 1_000
+_EXPLAINED = (
+    "charges: more than rounds where a round was played again, which is paid again. noise: standard "
+    "deviation over the sensitivity. ε: as the account counts, more than a run's own since later "
+    "runs may be chosen in its light (fedlora privacy plan prints both); of this line alone, they "
+    "do not simply add up."
+)
 
 
 @app.command("open")
@@ -60,14 +70,14 @@ def show(path: LedgerFile) -> None:
     from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 
     opened = _open(path)
-    for name, balance in opened.balances().items():
+    balances = opened.balances()
+    if not balances:
+        typer.echo(f"No account is open in {path}.")
+        return
+    for name, balance in balances.items():
         costs = RenyiFilter(epsilon=math.inf, delta=balance.delta).epsilon_of
         _print_account(name, balance, opened.rows(name), costs=costs)
-    typer.echo(
-        "charges: more than rounds where a round was played again, which is paid again. noise: "
-        "standard deviation over the sensitivity. ε: of this line alone; they do not "
-        "simply add up."
-    )
+    typer.echo(_EXPLAINED)
 
 
 @app.command()
@@ -77,8 +87,12 @@ def close(
     account: Account = DEFAULT_ACCOUNT,
 ) -> None:
     """End a run: what it reserved and never drew is free again. What it drew stays charged."""
-    _open(path).close(account, run)
-    typer.echo(f"Run {run} of account {account} is closed.")
+    opened = _open(path)
+    balance = opened.balances().get(account)
+    freed = run in balance.reserved if balance else False
+    opened.close(account, run)
+    left = "What it had reserved is free again." if freed else "It had nothing left to draw."
+    typer.echo(f"Run {run} of account {account} is closed. {left}")
 
 
 @app.command()
@@ -118,23 +132,26 @@ def _print_account(
         f"Account {name}: ε {costs(balance.spent):.3g} spent {limit}{promised}, at δ "
         f"{balance.delta:g}.\n"
     )
-    table = Table("run", "for", box=None, header_style="bold", pad_edge=False)
+    table = Table("run", box=None, header_style="bold", pad_edge=False)
     for column in ("rounds", "charges", "steps", "noise", "rate", "ε", "last (UTC)"):
         table.add_column(column, justify="right")
-    lines: dict[tuple[str, str], list[ChargeRow]] = {}
-    for row in rows:
-        lines.setdefault((row.run, row.purpose), []).append(row)
-    for (run, purpose), charged in lines.items():
-        rounds = f"{len({row.number for row in charged})}", f"{len(charged)}"
-        facts = _facts([row.charge for row in charged], costs=costs)
-        last = charged[-1].time[:16].replace("T", " ")
-        table.add_row(run, purpose, *rounds, *facts, last)
-    for run, charges in balance.reserved.items():
-        for charge in charges:
-            facts = _facts([charge], costs=costs)
-            table.add_row(run, "reserved", "", "", *facts, "", style="dim")
+    for run in dict.fromkeys([*(row.run for row in rows), *balance.reserved]):
+        table.add_row(run)
+        lines: dict[str, list[ChargeRow]] = {}
+        for row in rows:
+            if row.run == run:
+                lines.setdefault(row.purpose, []).append(row)
+        for purpose, charged in lines.items():
+            rounds = f"{len({row.number for row in charged})}", f"{len(charged)}"
+            facts = _facts([row.charge for row in charged], costs=costs)
+            table.add_row(f"  {purpose}", *rounds, *facts, charged[-1].time[:10])
+        for charge in balance.reserved.get(run, ()):
+            table.add_row("  reserved", "", "", *_facts([charge], costs=costs), "", style="dim")
     if table.row_count:
-        Console(highlight=False).print(table)
+        needed = Console(width=_WIDEST).measure(table).maximum
+        console = Console(highlight=False)
+        console.width = max(console.width, needed)  # names are whole, to be copied
+        console.print(table)
         typer.echo()
 
 

@@ -58,7 +58,7 @@ def path(tmp_path) -> Path:
 
 
 def test_show_says_what_was_spent_and_is_promised(fedlora, path):
-    """One line for what each run did, one for what it may still do; ε as the account counts."""
+    """Below each run a line for what it did and for what it may do; ε as the account counts."""
     code, out, _ = fedlora("show", path)
     assert code == 0
 
@@ -71,11 +71,24 @@ def test_show_says_what_was_spent_and_is_promised(fedlora, path):
         f"Account default: ε {cost(trained, LOSS)} spent of 20, with what is reserved "
         f"{cost(trained, LOSS, planned)}, at δ 1e-06.\n"
     )
-    when = ["2030-01-01", "12:00"]
-    assert lines[1][:2] == ["run", "for"]
-    assert ["one", "train", "2", "3", "45", "1.25", "0.02", cost(trained), *when] in lines
-    assert ["one", "evaluate", "1", "1", "1", "20", "1", cost(LOSS), *when] in lines
-    assert ["two", "reserved", "1,500", "1.25", "0.02", cost(planned)] in lines
+    day = "2030-01-01"
+    assert lines[1][:2] == ["run", "rounds"]
+    assert lines[2:7] == [
+        ["one"],
+        ["train", "2", "3", "45", "1.25", "0.02", cost(trained), day],
+        ["evaluate", "1", "1", "1", "20", "1", cost(LOSS), day],
+        ["two"],
+        ["reserved", "1,500", "1.25", "0.02", cost(planned)],
+    ]
+
+
+def test_show_names_runs_whole_on_a_narrow_terminal(fedlora, path, monkeypatch):
+    """``close`` asks for the name: it is never cut, whatever the terminal's width."""
+    name = "a-consortium-of-many-hospitals-20300101-120000"
+    ledger = Ledger(path, new_filter=RenyiFilter)
+    ledger.reserve("default", name, maximum=[STEP])
+    monkeypatch.setenv("COLUMNS", "60")
+    assert name in fedlora("show", path)[1].split()
 
 
 def test_show_of_an_account_that_nobody_used(fedlora, tmp_path):
@@ -85,6 +98,20 @@ def test_show_of_an_account_that_nobody_used(fedlora, tmp_path):
     code, out, _ = fedlora("show", ledger)
     assert code == 0
     assert out.startswith("Account clients: ε 0 spent without limit, at δ 1e-05.\n")
+
+
+def test_show_of_a_ledger_without_an_account(fedlora, tmp_path):
+    """It says so, instead of explaining columns that are not there."""
+    ledger = tmp_path / "ledger.sqlite"
+    Ledger(ledger, new_filter=RenyiFilter)
+    assert fedlora("show", ledger) == (0, f"No account is open in {ledger}.\n", "")
+
+
+def test_a_run_that_is_not_in_the_ledger_is_not_closed(fedlora, path):
+    """The error names those that are."""
+    code, _, err = fedlora("close", path, "tow")
+    assert code == 2
+    assert "Run tow has reserved nothing of account default. These have: one, two." in err
 
 
 @pytest.mark.parametrize(("records", "says"), [(100_001, "1/1000010"), (10**7, "1/100000000")])
@@ -111,7 +138,9 @@ def test_a_budget_is_opened_once_the_records_are_declared(fedlora, tmp_path):
 
 def test_a_run_is_closed_and_the_ledger_verified_and_exported(fedlora, path):
     """What the dead run reserved is free again; the last row says so."""
-    assert fedlora("close", path, "two") == (0, "Run two of account default is closed.\n", "")
+    said = "Run two of account default is closed."
+    assert fedlora("close", path, "two") == (0, f"{said} What it had reserved is free again.\n", "")
+    assert fedlora("close", path, "two") == (0, f"{said} It had nothing left to draw.\n", "")
     assert "reserved" not in fedlora("show", path)[1]
     _, exported, _ = fedlora("export", path)
     rows = [json.loads(line) for line in exported.splitlines()]

@@ -95,7 +95,8 @@ class Account:
         """
         if name not in self.runs:
             raise BudgetError(
-                f"Run {name} has reserved nothing of account {self.name}: reserve first."
+                f"Run {name} has reserved nothing of account {self.name}. These have: "
+                f"{', '.join(self.runs) or 'none'}."
             )
         return self.runs[name]
 
