@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.arguments import recipe_of
+
 if TYPE_CHECKING:
     from fedlora.privacy.audit.membership import Membership
     from fedlora.recipe import Recipe
@@ -35,13 +37,13 @@ def audit(
     Prints which ε can be shown beside the one that is promised, and how well members are told from
     others, with privacy and without. Ends with exit code 1 if the promise is shown to be broken.
     """
-    from fedlora.recipe import read_recipe
+    recipe = recipe_of(arguments)
+
     from fedlora.runtime.audit import require_auditable
     from fedlora.runtime.audit_report import write_audit
     from fedlora.runtime.plan import plan
     from fedlora.runtime.run_folder import stamped_folder
 
-    recipe = read_recipe(Path(arguments[0]), overrides=arguments[1:])
     site = site or recipe.site_names[0]
     require_auditable(recipe, site)
     recipe = plan(recipe).recipe

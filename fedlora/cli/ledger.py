@@ -28,10 +28,10 @@ Account = Annotated[
 ]
 _WIDEST = 1_000
 _EXPLAINED = (
-    "charges: more than rounds where a round was played again, which is paid again. noise: standard "
-    "deviation over the sensitivity. ε: as the account counts, more than a run's own since later "
-    "runs may be chosen in its light (fedlora privacy plan prints both); of this line alone, they "
-    "do not simply add up."
+    "charges: more than rounds where a round was played again, which is paid again. noise: "
+    "standard deviation over the sensitivity. ε: as the account counts, more than a run's own "
+    "since later runs may be chosen in its light (fedlora privacy plan prints both); of this line "
+    "alone, they do not simply add up."
 )
 
 

@@ -1,11 +1,11 @@
 """``fedlora privacy``: what privacy will cost, and what it has cost."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedlora.cli import ledger
+from fedlora.cli.arguments import recipe_of
 from fedlora.cli.audit import audit
 
 app = typer.Typer(
@@ -28,12 +28,12 @@ def plan(
     No data is read: all follows from what the recipe declares. A run that could learn nothing is
     refused, below the table that says why.
     """
+    recipe = recipe_of(arguments)  # a wrong one is told before anything heavy is imported
+
     from fedlora.cli.privacy_table import print_lines
     from fedlora.errors import BudgetError
-    from fedlora.recipe import read_recipe
     from fedlora.runtime.privacy_plan import absurdity, lines
 
-    recipe = read_recipe(Path(arguments[0]), overrides=arguments[1:])
     planned = lines(recipe)
     print_lines(recipe, planned)
     if reason := absurdity(recipe, planned):

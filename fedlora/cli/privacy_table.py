@@ -38,7 +38,7 @@ def _print_examples(recipe: Recipe, lines: Sequence[Line]) -> None:
         f"records on average, {federation.method}.\n"
     )
     table = _table("sites", "records", "rate", "ε", "noise", "signal/noise", "of the run")
-    table.add_column("in an account", justify="right")
+    table.add_column("in an account", justify="right", no_wrap=True)
     before: Sequence[str] = ()
     for line in lines:
         facts = [", ".join(line.sites), f"{line.records:,}", f"{line.sampling_rate:.3g}"]
@@ -70,7 +70,7 @@ def _print_clients(recipe: Recipe, lines: Sequence[Line]) -> None:
     )
     table = _table("ε", *(["for readers"] if poisson else []), "noise", "signal/noise")
     table.add_column("of the run", justify="right")
-    table.add_column("in an account", justify="right")
+    table.add_column("in an account", justify="right", no_wrap=True)
     for line in lines:
         readers = [f"{line.readers_epsilon:.2g}"] if poisson else []
         table.add_row(f"{line.epsilon:g}", *readers, *_of(line), style=_style(recipe, line))
@@ -87,7 +87,7 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column(first)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedlora.cli.arguments import recipe_of
 from fedlora.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -68,19 +69,12 @@ def simulate(
 
 
 def _read(arguments: list[str], *, engine: Engine | None, compare: bool | None) -> "Recipe":
-    from fedlora.recipe import read_recipe
-
-    files = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
-    if len(files) > 1:
-        raise RecipeError(
-            f"One recipe is expected, but there are {len(files)}: {', '.join(files)}."
-        )
+    overrides = []
     if engine:
         overrides.append(f"simulation.engine={engine}")
     if compare is not None:
         overrides.append(f"simulation.compare={str(compare).lower()}")
-    return read_recipe(Path(files[0]) if files else DEMO, overrides=overrides)
+    return recipe_of(arguments, default=DEMO, overrides=overrides)
 
 
 def _go_on(path: Path) -> None:

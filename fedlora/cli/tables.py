@@ -7,7 +7,7 @@ from fedlora.recipe import Recipe
 from fedlora.runtime import findings
 from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import read_comparison
-from fedlora.runtime.format import duration, size
+from fedlora.runtime.format import counted, duration, size
 from fedlora.runtime.plan import Plan
 from fedlora.runtime.privacy_plan import absurdity, lines
 from fedlora.runtime.privacy_statement import summary
@@ -21,7 +21,8 @@ def print_plan(plan: Plan) -> None:
     """Print the sites' data and what a round costs."""
     recipe, base = plan.recipe, plan.base
     sites = Table("site", "format", box=None, header_style="bold", pad_edge=False)
-    for column in ("training rows", "held out"):
+    declared = recipe.privacy.unit == "example"
+    for column in ("records declared" if declared else "training rows", "held out"):
         sites.add_column(column, justify="right")
     for site in plan.sites:
         rows = f"{site.train_rows:,}", f"{site.held_out_rows:,}"
@@ -40,14 +41,13 @@ def print_plan(plan: Plan) -> None:
     facts.add_row("compute", f"{base.dtype} on {base.device}, about {size(base.memory)} of memory")
     facts.add_row(
         "schedule",
-        f"{federation.rounds} rounds of {federation.local_steps} steps of {recipe.batch_size} "
-        f"examples at each of {_cohort(recipe)}",
+        f"{counted(federation.rounds, 'round')} of {counted(federation.local_steps, 'step')} of "
+        f"{counted(recipe.batch_size, 'example')} at each of {_cohort(recipe)}",
     )
     facts.add_row("method", _method(recipe))
     facts.add_row("privacy", summary(recipe))
-    facts.add_row(
-        "traffic", f"{down} down and {up} up for a client and round, {down} down to evaluate"
-    )
+    evaluation = f", {down} down to evaluate" if federation.evaluate_every else ""
+    facts.add_row("traffic", f"{down} down and {up} up for a client and round{evaluation}")
     _console.print(facts)
     if reason := _absurdity(recipe):
         _console.print(f"\n{reason}", style="bold yellow", markup=False)
@@ -60,7 +60,7 @@ def _absurdity(recipe: Recipe) -> str:
 
 def _cohort(recipe: Recipe) -> str:
     average = " on average" if recipe.federation.cohort_sampling == "poisson" else ""
-    return f"{recipe.cohort_size} clients{average}"
+    return f"{counted(recipe.cohort_size, 'client')}{average}"
 
 
 def _method(recipe: Recipe) -> str:

@@ -30,6 +30,7 @@ class RunView:
     def __init__(self) -> None:
         self.console = Console(highlight=False)
         self._sites: tuple[str, ...] = ()
+        self._evaluated = False
         self._round, self._rounds, self._played = 0, 0, 0
         self._cohort: tuple[str, ...] = ()
         self._settled: dict[str, UpdateSettled] = {}
@@ -55,8 +56,9 @@ class RunView:
         match event:
             case RunStarted():
                 self._sites, self._rounds, self._round = event.sites, event.rounds, event.complete
-                self._started = time.monotonic()
-                self.console.print("Held-out loss in nats per token, over all sites and at each:")
+                self._started, self._evaluated = time.monotonic(), event.evaluated
+                if self._evaluated:
+                    self.console.print(f"Held-out loss in nats per token, {self._where()}:")
                 self.console.print(self._header(), style="bold", soft_wrap=True)
             case RoundStarted():
                 self._round, self._cohort, self._settled = event.round, event.cohort, {}
@@ -78,19 +80,24 @@ class RunView:
 
     def _header(self) -> str:
         sites = "".join(f"{site[:7]:>8}" for site in self._sites) if self._few() else ""
-        return f"{'round':<6}{'loss':>8}{sites}{'updates':>9}{'down':>9}{'up':>9}{'time':>8}"
+        losses = f"{'loss':>8}{sites}" if self._evaluated else ""
+        return f"{'round':<6}{losses}{'updates':>9}{'down':>9}{'up':>9}{'time':>8}"
 
     def _line(self, record: dict[str, Any]) -> str:
         losses = losses_of(record["evaluation"])
         total = f"{overall(losses).loss:.3f}" if losses else "-"
         each = [f"{losses[s].loss:.3f}" if s in losses else "-" for s in self._sites]
         sites = "".join(f"{text:>8}" for text in each) if self._few() else ""
+        measured = f"{total:>8}{sites}" if self._evaluated else ""
         updates = f"{len(record['folded'])}/{len(record['cohort'])}"
         return (
-            f"{record['round']:<6}{total:>8}{sites}{updates:>9}"
+            f"{record['round']:<6}{measured}{updates:>9}"
             f"{size(record['bytes_down']):>9}{size(record['bytes_up']):>9}"
             f"{duration(record['seconds']):>8}"
         )
+
+    def _where(self) -> str:
+        return "over all sites and at each" if self._few() else "over all sites"
 
     def _few(self) -> bool:
         return len(self._sites) <= MANY_SITES

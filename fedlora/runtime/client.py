@@ -10,7 +10,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import PARTITION_ID_KEY
 
 from fedlora.adapter import AdapterState, AdapterUpdate
-from fedlora.errors import BudgetError, InspectionError, RunError, StorageError
+from fedlora.errors import BudgetError, FedloraError, InspectionError, RunError, StorageError
 from fedlora.gate.inspection import Leave
 from fedlora.privacy.ledger import Purpose
 from fedlora.recipe import Recipe
@@ -84,11 +84,15 @@ def discreet(message: Message, context: Context, call_next: ClientAppCallable) -
     recipe = _recipe(records.Task.of(message.content).recipe)
     if recipe.privacy.unit == "none":
         return call_next(message, context)
+    name = _site_name(recipe, context)
     try:
         return call_next(message, context)
-    except Exception as error:  # whatever it is, its text may tell of the data
-        getLogger(__name__).exception("This site cannot answer.")
+    except FedloraError as error:
+        getLogger(__name__).warning("%s: %s", name, error)
         raise RunError(_REASONS.get(type(error), _NO_REASON)) from None
+    except Exception:  # whatever it is, its text may tell of the data
+        getLogger(__name__).exception("%s cannot answer.", name)
+        raise RunError(_NO_REASON) from None
 
 
 def receipted(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -174,8 +178,12 @@ def _open(message: Message, context: Context) -> tuple[Site, Envelope]:
     """Return the warm site that this client stands for, and what the exchange is about."""
     task = records.Task.of(message.content)
     recipe = _recipe(task.recipe)
-    site = Site.open(recipe, recipe.site_names[int(context.node_config[PARTITION_ID_KEY])])
+    site = Site.open(recipe, _site_name(recipe, context))
     return site, Envelope(spec=site.base.spec, run=task.run, round=task.round)
+
+
+def _site_name(recipe: Recipe, context: Context) -> str:
+    return recipe.site_names[int(context.node_config[PARTITION_ID_KEY])]
 
 
 @cache

@@ -13,6 +13,8 @@ class RunStarted:
     rounds: int
     complete: int
     sites: tuple[str, ...]
+    evaluated: bool
+    """Whether the recipe has held-out losses measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,8 @@ def outcome(records: Sequence[Record], comparison: Comparison) -> str:
     """Return in a sentence what the run reached."""
     base, last, number = _ends(records)
     before, after = overall(base).loss, overall(last).loss
+    if not any(map(evaluation, records)):
+        return "No held-out loss was measured."
     if not math.isfinite(before + after):
         return "The held-out loss has not been measured at both ends of the run."
     sites = fmt.counted(len(base), "site")

@@ -14,6 +14,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlora.errors import FedloraError
+
 _SERVER_NODE = 0
 
 
@@ -95,6 +97,11 @@ class InProcessGrid(Grid):
     def _answer(self, message: Message) -> Message:
         try:
             return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except FedloraError as error:
+            return _failed(message, str(error))
         except Exception as error:  # noqa: BLE001 - as on a real node, a failing client is a reply
-            reason = "".join(traceback.format_exception_only(error)).strip()
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            return _failed(message, "".join(traceback.format_exception_only(error)).strip())
+
+
+def _failed(message: Message, reason: str) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

@@ -60,6 +60,7 @@ def write_report(run: RunFolder) -> None:
         many=len(sites) > findings.MANY_SITES,
         rows=rows,
         best=[min(filter(math.isfinite, column), default=None) for column in columns],
+        measured=any(map(findings.evaluation, records)),
         rounds=rounds,
         totals=findings.totals(rounds),
     )

@@ -69,7 +69,14 @@ class FederatedLora(Strategy):
         """
         rounds, complete = self.recipe.federation.rounds, self.checkpoint.round
         self.exchange.meet(self._task(complete))
-        self.observe(RunStarted(rounds=rounds, complete=complete, sites=self.exchange.sites))
+        self.observe(
+            RunStarted(
+                rounds=rounds,
+                complete=complete,
+                sites=self.exchange.sites,
+                evaluated=self.recipe.federation.evaluate_every > 0,
+            )
+        )
         if self.checkpoint.record is None:
             self._measure_start(grid)
         for number in range(complete + 1, rounds + 1):

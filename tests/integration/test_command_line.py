@@ -199,6 +199,37 @@ def test_a_plan_for_clients_says_against_whom_each_budget_holds(fedlora, recipe)
     assert "for readers" not in out
 
 
+def test_a_run_without_evaluations_shows_no_losses(fedlora, recipe):
+    """Neither in the plan nor by round: there are none, and no bytes to evaluate."""
+    code, out, _ = fedlora("simulate", recipe, "federation.rounds=1", "federation.evaluate_every=0")
+    assert code == 0
+    assert "to evaluate" not in out
+    (header,) = (line.split() for line in out.splitlines() if line.startswith("round "))
+    assert header == ["round", "updates", "down", "up", "time"]
+    assert "No held-out loss was measured." in out
+
+
+def test_no_heading_of_a_plan_is_cut_on_a_narrow_terminal(fedlora, recipe, monkeypatch):
+    """The sites' names give way, however long the numbers are."""
+    monkeypatch.setenv("COLUMNS", "80")
+    tight = "privacy={unit: example, epsilon: 0.25, delta: 1e-4, records: 1000}"
+    _, out, _ = fedlora("privacy", "plan", recipe, tight, "federation.evaluate_every=0")
+    assert "signal/noise  of the run  in an account" in out
+
+
+@pytest.mark.parametrize("command", [["privacy", "plan"], ["privacy", "audit"], ["simulate"]])
+def test_one_recipe_is_expected_in_any_place(fedlora, recipe, command):
+    """Keys may come before it; two recipes, or keys alone where there is no demo, are refused."""
+    says = "One recipe, a YAML file, is expected beside keys; given: "
+    code, _, err = fedlora(*command, "one.yaml", "two.yaml")
+    assert (code, f"{says}one.yaml, two.yaml." in err) == (2, True)
+    code, _, err = fedlora(*command, "seed=x", recipe)
+    assert (code, "override seed=x" in err) == (2, True)
+    if command != ["simulate"]:
+        code, _, err = fedlora(*command, "seed=1")
+        assert (code, f"{says}none." in err) == (2, True)
+
+
 def test_a_plan_refuses_what_noise_drowns(fedlora, recipe):
     """Below the table that shows it, with what to change; a simulation says so and plays it."""
     code, out, err = fedlora("privacy", "plan", recipe, *CLIENTS)

@@ -207,13 +207,19 @@ def test_what_a_private_site_says_of_its_errors_is_a_closed_list(begun, monkeypa
     assert "Miller" in caplog.text
 
 
-def test_a_spent_account_ends_a_sites_part(begun):
-    """A budget that the operator opened before is kept, whatever the recipe asks for."""
+def test_a_spent_account_ends_a_sites_part(begun, caplog):
+    """A budget that the operator opened before is kept, whatever the recipe asks for.
+
+    The site's log says in one line whose it is and what to do: it is no fault of the program.
+    """
     run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
     ledger(run, "north").open_account("default", epsilon=2.0, delta=1e-3)
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
     assert ledger(run, "north").rows("default") == []
+    (logged,) = (record for record in caplog.records if record.name == "fedlora.runtime.client")
+    assert logged.getMessage().startswith(f"north: Run {run.name} asks for more than is left.")
+    assert not logged.exc_info
 
 
 def test_the_noise_is_what_was_charged(small_recipe, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ EVALUATED = (
     "privacy={unit: example, epsilon: 8, delta: 1e-3, records: 20, evaluation_noise: 6}",
     "federation={rounds: 1, local_steps: 1, quorum: 1}",
 )
-_REFUSED = {"north": "fedlora.errors.RunError: The site's privacy budget does not allow it."}
+_REFUSED = {"north": "The site's privacy budget does not allow it."}
 
 
 class Between(InProcessGrid):

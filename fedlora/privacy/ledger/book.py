@@ -130,7 +130,8 @@ class Account:
             raise BudgetError(
                 f"{refusal}. Account {self.name} has ε {shown(self.epsilon)} at δ {self.delta:g}; "
                 f"its runs with a reservation: {', '.join(self._reserved()) or 'none'}. Close "
-                "those that have ended, or plan fewer rounds, a lower sampling rate or more noise."
+                "those that have ended, or plan fewer rounds, a lower sampling rate or more noise; "
+                "fedlora privacy plan prints what an account counts a run as."
             )
 
     def balance(self) -> Balance:

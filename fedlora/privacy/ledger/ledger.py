@@ -107,7 +107,7 @@ class Ledger:
                 raise BudgetError(
                     f"Account {account} is open with ε {shown(known.epsilon)} and δ "
                     f"{known.delta:g}; asked for are ε {shown(epsilon)} and δ {delta:g}. A budget "
-                    "is for good: put back the old numbers, or name another account for other data."
+                    "is for good, also one without limit; other data belongs to another site."
                 )
 
     def reserve(self, account: str, run: str, *, maximum: Iterable[Charge]) -> None:

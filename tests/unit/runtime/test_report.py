@@ -251,6 +251,15 @@ def test_rounds_without_an_evaluation_are_shown_as_not_measured(make_run):
     assert page.row("3")[1] == "\N{EN DASH}"
 
 
+def test_a_run_without_evaluations_has_no_column_of_losses(make_run):
+    """``federation.evaluate_every: 0``: said once, instead of a dash in each row."""
+    html, page = read(make_run([record(0), record(1)]))
+    assert "No held-out loss was measured." in html
+    assert "held-out loss</th>" not in html
+    assert "measures the base" not in html
+    assert page.row("1")[1] == "2 of 2"
+
+
 def test_the_ends_are_compared_on_the_sites_that_answered_at_both(make_run):
     """A site that is silent at the end does not make the federation look better or worse."""
     run = make_run([record(0, sums(BASE)), record(1, sums({"east": 4.0}))])
