@@ -53,8 +53,10 @@ def open_account(
     Without it the first run opens one that only records. A budget is for good.
     """
     from fedlora.errors import BudgetError
+    from fedlora.privacy.ledger.rows import require_budget
     from fedlora.sections import most_delta
 
+    require_budget(account, epsilon=epsilon, delta=delta)  # before a file is made
     if delta > most_delta(records):
         raise BudgetError(
             f"--delta is {delta:g}, but with {records} records at most 1/{10 * records} means "

@@ -15,6 +15,7 @@ from fedlora.gate.inspection import Leave
 from fedlora.privacy.ledger import Purpose
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
+from fedlora.runtime.charges import evaluated_rounds
 from fedlora.runtime.error_feedback import add_lost, keep_lost
 from fedlora.runtime.outbox import Outbox
 from fedlora.runtime.personal import keep_personal, with_personal
@@ -40,6 +41,7 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     site, envelope = _open(message, context)
     trained = message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
     purpose: Purpose = "train" if trained else "evaluate"
+    _require_planned(site.recipe, purpose, envelope.round)
     before = _charges(site, envelope, purpose)
     content = call_next(message, context).content
     charges = _charges(site, envelope, purpose) - before
@@ -47,6 +49,18 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     metrics = leave.inspect_metrics(records.metrics_of(content))
     payload = _encoded(content, leave, site=site, envelope=envelope) if trained else None
     return Message(records.reply(metrics, payload=payload), reply_to=message)
+
+
+def _require_planned(recipe: Recipe, purpose: Purpose, number: int) -> None:
+    """Do nothing if the recipe asks for such an answer in that round: nobody else may."""
+    planned = evaluated_rounds(recipe)
+    if purpose == "train":
+        planned = frozenset(range(1, recipe.federation.rounds + 1))
+    if number not in planned:
+        raise InspectionError(
+            f"The aggregator asks the site to {purpose} in round {number}, which the recipe does "
+            "not plan. Nothing was computed."
+        )
 
 
 def _charges(site: Site, envelope: Envelope, purpose: Purpose) -> int:

@@ -7,6 +7,7 @@ of 16, in the processor's own precision, with secure noise. ``B`` is what ``free
 loaded model, each variant in a process of its own.
 """
 
+import os
 import tempfile
 import time
 import warnings
@@ -53,6 +54,8 @@ LIMITS = {
     "AB: memory, private / plain": 1.05,
 }
 _STEPS = 10**6
+_RETURN_ALL_ABOVE = "MALLOC_MMAP_THRESHOLD_"
+"""The GNU C library's variable for the bytes above which freed memory is returned."""
 _OPACUS: dict[str, Any] = {
     "noise_multiplier": 1.0,
     "max_grad_norm": 1.0,
@@ -201,8 +204,12 @@ def _memory(base_model: str, factors: str) -> Bar:
 
 def _peak_of(base_model: str, factors: str, way: str) -> float:
     """Return the peak above the loaded model, in MB, in a process of its own."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (base_model, factors, way))
+    os.environ[_RETURN_ALL_ABOVE] = str(2**16)
+    try:
+        with get_context("spawn").Pool(1) as pool:
+            return pool.apply(_peak, (base_model, factors, way))
+    finally:
+        del os.environ[_RETURN_ALL_ABOVE]
 
 
 def _peak(base_model: str, factors: str, way: str) -> float:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedlora.errors import BudgetError, DataError, RunError
+from fedlora.errors import DataError, RunError
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import EMPTY, Ledger
 from fedlora.privacy.mechanism import KeyStream
@@ -21,7 +21,6 @@ from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
 from fedlora.runtime.site import Site
-from fedlora.runtime.site_budget import SiteBudget
 from fedlora.runtime.site_memory import FOLDER
 
 PRIVATE = (
@@ -147,21 +146,37 @@ def test_a_lost_answer_is_a_new_charge(begun, monkeypatch):
     assert [(row.number, row.attempt) for row in rows] == [(1, 1), (1, 2)]
 
 
-@pytest.mark.parametrize(
-    "charge",
-    [
-        lambda budget: budget.training(0, clip_norm=1.0),
-        lambda budget: budget.training(3, clip_norm=1.0),
-        lambda budget: budget.evaluation(3),
-        lambda budget: budget.evaluation(9),
-    ],
-)
-def test_only_what_is_planned_is_charged(begun, charge):
-    """Whatever the aggregator asks for."""
-    run = begun()
-    site = Site.open(plan(run.recipe()).recipe, "north")
-    with pytest.raises(BudgetError, match="planned"):
-        charge(SiteBudget(site, run.name))
+class Strays(InProcessGrid):
+    """Asks for each answer in another round, too; remembers those replies."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(app, clients=2)
+        self.number = number
+        self.replies: list[Message] = []
+
+    def _answer(self, message: Message) -> Message:
+        kind, content = message.metadata.message_type, message.content
+        if kind != "query":
+            stray = RecordDict(dict(content))
+            stray["task"] = ConfigRecord({**content.config_records["task"], "round": self.number})
+            asked = Message(stray, message.metadata.dst_node_id, kind, group_id="stray")
+            self.replies.append(super()._answer(asked))
+        return super()._answer(message)
+
+
+@pytest.mark.parametrize("number", [3, 9])
+@pytest.mark.parametrize("overrides", [(), ("privacy={unit: none}",)])
+def test_only_what_is_planned_is_answered(begun, overrides, number):
+    """Whatever the aggregator asks for, and nothing is charged for the question."""
+    run = begun(*overrides)
+    grid = Strays(number)
+    serve(grid, run.path, observe=lambda _: None)
+    assert grid.replies
+    assert all(reply.has_error() for reply in grid.replies)
+    if not overrides:
+        assert len(ledger(run, "north").rows("default")) == 2 + EVALUATED
+    else:
+        assert all("does not plan" in reply.error.reason for reply in grid.replies)
 
 
 def test_reproducible_noise_is_for_simulated_sites_alone(begun):

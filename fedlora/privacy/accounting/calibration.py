@@ -129,9 +129,10 @@ def _noise_multiplier(
     while privacy_loss.bound(of(high), delta=delta) > budget:
         high *= 2
         if high > _LARGEST_NOISE:
+            others = f", beside ε {spent:g}," if beside else ""
             raise BudgetError(
                 f"ε {budget:g} at δ {delta:g} for {steps.steps} steps at a sampling rate of "
-                f"{steps.sampling_rate:g}, beside ε {spent:g}, would take a noise multiplier above "
+                f"{steps.sampling_rate:g}{others} would take a noise multiplier above "
                 f"{_LARGEST_NOISE:g}. Raise ε, or take fewer steps or a lower rate."
             )
     least, low = _epsilon(of(high), delta), high

@@ -188,34 +188,34 @@ class LedgerFile:
         return database
 
     def _check(self, chain: Chain) -> None:
-        seen = self._seen()
+        seen = self._seen(chain.head)
         if seen is not None:
             chain.require(seen, by=self.mirror.name)
         elif chain.head == EMPTY:
             self._bring_up(chain)  # before the first row, so that later it is never missing
         else:
-            raise self._no_mirror("is missing")
+            raise self._no_mirror("is missing", chain.head)
 
     def _bring_up(self, chain: Chain) -> None:
         """Write the mirror unless it is at the head; after a kill it may be behind."""
         head = chain.head
-        if self._seen() != head:
+        if self._seen(head) != head:
             head.keep(self.mirror)
 
-    def _seen(self) -> Head | None:
+    def _seen(self, head: Head) -> Head | None:
         try:
             return Head.kept(self.mirror)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise self._no_mirror(f"cannot be read ({error})") from None
+            raise self._no_mirror(f"cannot be read ({error})", head) from None
 
-    def _no_mirror(self, reason: str) -> BudgetError:
+    def _no_mirror(self, reason: str, head: Head) -> BudgetError:
         return BudgetError(
             f"{self.mirror}: the ledger's mirror {reason}; it holds how many rows "
             f"{self.path.name} has and the hash of the last. Put it back. If it is lost, and you "
-            "know that the database is the one that this site wrote last, write both into it, with "
-            "a space between."
+            "know that the database is the one that this site wrote last, write this line into it: "
+            f"{head.count} {head.hash}"
         )
 
     @contextmanager
