@@ -1,12 +1,12 @@
-"""The aggregator's Flower app: wiring only, what it does is in ``fedlora.runtime.server``."""
+"""The aggregator's Flower app: wiring only; ``fedlora.runtime.aggregator.server`` does the work."""
 
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.events import log_event
-from fedlora.runtime.server import serve
 
 app = ServerApp()
 

@@ -101,7 +101,7 @@ def _print_table(ingredients: Sequence["Ingredient"], mixture: "Mixture", *, out
     from rich.text import Text
 
     from fedlora import products
-    from fedlora.runtime.format import size
+    from fedlora.runtime.reports.format import size
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("adapter", overflow="fold")

@@ -40,8 +40,8 @@ def audit(
     recipe = recipe_of(arguments)
 
     from fedlora.runtime.audit import require_auditable
-    from fedlora.runtime.audit_report import write_audit
     from fedlora.runtime.plan import plan
+    from fedlora.runtime.reports.audit import write_audit
     from fedlora.runtime.run_folder import stamped_folder
 
     site = site or recipe.site_names[0]
@@ -60,7 +60,7 @@ def audit(
 
 def _canaries(recipe: "Recipe", site: str, *, noise_off: bool) -> "Audit":
     from fedlora.runtime.audit import Point, play_canaries
-    from fedlora.runtime.audit_report import DEMONSTRATION
+    from fedlora.runtime.reports.audit import DEMONSTRATION
 
     def tell(point: Point) -> None:
         typer.echo(f"round {point.round:<4} {point.shown:>8.2f} {point.accounted:>8.2f}")
@@ -84,7 +84,7 @@ def _print(found: "Audit") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fedlora.runtime.audit_report import DEMONSTRATION, verdict
+    from fedlora.runtime.reports.audit import DEMONSTRATION, verdict
 
     console = Console(highlight=False)
     guesses = ", ".join(f"{g.right:,} of {g.made:,} right" for g in found.end.tries)

@@ -23,7 +23,7 @@ def chat(
     from rich.console import Console
     from rich.table import Table
 
-    from fedlora.runtime.conversation import Conversation
+    from fedlora.runtime.aggregator.conversation import Conversation
 
     console = Console()
     conversation = Conversation.open(run, base_model=base_model)

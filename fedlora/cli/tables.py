@@ -4,13 +4,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.recipe import Recipe
-from fedlora.runtime import findings
-from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import read_comparison
-from fedlora.runtime.format import counted, duration, size
 from fedlora.runtime.plan import Plan
 from fedlora.runtime.privacy_plan import absurdity, lines
 from fedlora.runtime.privacy_statement import summary
+from fedlora.runtime.reports import findings
+from fedlora.runtime.reports import format as fmt
+from fedlora.runtime.reports.format import counted, duration, size
 from fedlora.runtime.run_folder import RunFolder
 
 _console = Console(highlight=False)

@@ -20,8 +20,8 @@ from fedlora.runtime.events import (
     RunStarted,
     UpdateSettled,
 )
-from fedlora.runtime.findings import MANY_SITES
-from fedlora.runtime.format import duration, size
+from fedlora.runtime.reports.findings import MANY_SITES
+from fedlora.runtime.reports.format import duration, size
 
 
 class RunView:

@@ -10,7 +10,7 @@ from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.recipe import Recipe
-from fedlora.runtime.site_memory import SIMULATED
+from fedlora.runtime.site.memory import SIMULATED
 
 
 def reserved(

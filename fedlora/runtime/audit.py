@@ -31,7 +31,7 @@ from fedlora.runtime.account import noise_stream
 from fedlora.runtime.charges import training_charge
 from fedlora.runtime.events import Observer
 from fedlora.runtime.plan import plan
-from fedlora.runtime.site import Site
+from fedlora.runtime.site.site import Site
 
 BOUND, CURVE = 0.95, 0.99
 """Confidence of a lower bound on ε, and of a contradiction to an accountant's curve."""

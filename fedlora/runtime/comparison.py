@@ -11,7 +11,7 @@ from functools import partial
 from fedlora.adapter import AdapterState
 from fedlora.runtime.events import BaselineProgress, Observer
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.site import Site
+from fedlora.runtime.site.site import Site
 from fedlora.training.evaluation import Evaluation
 
 Losses = Mapping[str, Evaluation]

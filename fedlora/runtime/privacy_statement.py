@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.recipe import Recipe
+from fedlora.runtime.aggregator.cohort import all_folded
 from fedlora.runtime.charges import (
     LARGEST_LOSS,
     readers_epsilon,
     round_charge,
     training_charge,
 )
-from fedlora.runtime.cohort import all_folded
 
 _NO_PRIVACY = "No differential privacy was applied; updates can reveal training data."
 _UNBOUNDED = (

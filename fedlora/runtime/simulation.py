@@ -8,17 +8,17 @@ from pathlib import Path
 from fedlora import atomic
 from fedlora.errors import RunError
 from fedlora.peft_folder import write_peft_folder
-from fedlora.runtime.client import app
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
+from fedlora.runtime.carriers.ray_engine import run_on_ray
 from fedlora.runtime.comparison import train_baselines
 from fedlora.runtime.events import Observer
-from fedlora.runtime.in_process import InProcessGrid
-from fedlora.runtime.personal import with_personal
 from fedlora.runtime.plan import Plan, plan
-from fedlora.runtime.ray_engine import run_on_ray
-from fedlora.runtime.report import write_report
+from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
-from fedlora.runtime.site_memory import FOLDER, SIMULATED, SiteMemory
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.memory import FOLDER, SIMULATED, SiteMemory
+from fedlora.runtime.site.personal import with_personal
 
 
 def start(planned: Plan, *, runs: Path) -> RunFolder:

@@ -23,8 +23,8 @@ from flwr.serverapp.strategy import FedAvg
 from fedlora.adapter import AdapterState
 from fedlora.aggregation import new_aggregator, new_optimizer
 from fedlora.errors import RunError
-from fedlora.runtime.fold import Fold
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.fold import Fold
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, encode_update
 from simulations.benchmarks import bad_replies

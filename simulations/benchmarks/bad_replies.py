@@ -20,9 +20,9 @@ from torch import Tensor
 from fedlora.adapter import AdapterSpec, InspectedUpdate, TensorSpec
 from fedlora.methods import METHODS, Method
 from fedlora.runtime import records
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.strategy import FederatedLora
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.strategy import FederatedLora
 from fedlora.wire.codec import Envelope, encode_update
 from simulations.benchmarks.measure import Bar
 from simulations.benchmarks.replies import (

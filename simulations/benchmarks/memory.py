@@ -21,9 +21,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedlora.adapter import AdapterSpec, AdapterState
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.strategy import FederatedLora
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.strategy import FederatedLora
 from fedlora.wire.codec import Envelope, encode_update
 from simulations.benchmarks.measure import Bar, report
 from simulations.benchmarks.replies import (

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from fedlora.data.batches import Batch
 from fedlora.recipe import Recipe
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.carriers.in_process import InProcessGrid
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 disable_progress_bar()

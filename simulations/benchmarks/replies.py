@@ -20,7 +20,7 @@ from fedlora.adapter import (
 )
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.carriers.in_process import InProcessGrid
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 

@@ -20,11 +20,11 @@ from fedlora.adapter import AdapterState
 from fedlora.cli.simulate import DEMO
 from fedlora.data.batches import Batch, collate
 from fedlora.recipe import EMBEDDED, Recipe, read_recipe
-from fedlora.runtime.client import app
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
-from fedlora.runtime.site import Site, resident_base
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.site import Site, resident_base
 from fedlora.training.base_model import resolve
 from fedlora.training.objectives import sft_loss
 from simulations.benchmarks.measure import Bar, compare, interleaved, report

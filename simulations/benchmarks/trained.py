@@ -13,8 +13,8 @@ from torch import Tensor
 from fedlora import products
 from fedlora.adapter import AdapterState
 from fedlora.aggregation.product import Product
+from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.plan import plan
-from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
 from simulations.benchmarks.measure import Bar
 from simulations.studies.aggregation import sites

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlora.adapter import AdapterSpec, InspectedUpdate
 from fedlora.runtime import records
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.sections import Codec
 from fedlora.wire.codec import Envelope, decode_update, encode_update
 from fedlora.wire.encodings import ENCODINGS

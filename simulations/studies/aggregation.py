@@ -9,7 +9,7 @@ from fedlora.cli.simulate import DEMO
 from fedlora.data.standard_library import explained_functions
 from fedlora.methods import METHODS
 from fedlora.recipe import read_recipe
-from fedlora.runtime import format as fmt
+from fedlora.runtime.reports import format as fmt
 from fedlora.sections import STANDARD_LIBRARY, Dataset
 from simulations.studies.dots import SEEDS, Panel, draw, seeds_and_mean
 from simulations.studies.page import Page, shown, signed

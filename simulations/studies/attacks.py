@@ -18,9 +18,9 @@ from fedlora.adapter import AdapterState, AdapterUpdate, InspectedUpdate
 from fedlora.aggregation import new_aggregator, new_optimizer
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
-from fedlora.runtime.client import app
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.site.client import app
 from fedlora.wire.codec import Envelope, decode_update, encode_update
 
 _FLIP = -3

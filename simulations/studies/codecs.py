@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
-from fedlora.runtime import format as fmt
+from fedlora.runtime.reports import format as fmt
 from simulations.studies.dots import SEEDS, Panel, draw, seeds_and_mean
 from simulations.studies.page import Page, shown, signed
 from simulations.studies.trials import Result, Trial, by_variant, differences, study_recipe

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedlora.runtime.plots.canvas import BLUE, CARD, GREEN, INK, MUTED, STYLE
+from fedlora.runtime.reports.plots.canvas import BLUE, CARD, GREEN, INK, MUTED, STYLE
 
 _WIDTH = 8.8
 _ROW = 0.27

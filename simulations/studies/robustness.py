@@ -7,8 +7,8 @@ from statistics import fmean
 from fedlora.cli.simulate import DEMO
 from fedlora.methods import Method, Robust
 from fedlora.recipe import read_recipe
-from fedlora.runtime import format as fmt
-from fedlora.runtime.plots.canvas import BLUE, GREEN, ORANGE, RED
+from fedlora.runtime.reports import format as fmt
+from fedlora.runtime.reports.plots.canvas import BLUE, GREEN, ORANGE, RED
 from fedlora.sections import STANDARD_LIBRARY
 from simulations.studies.dots import Marks, Panel, Style, draw
 from simulations.studies.page import Page

@@ -21,14 +21,14 @@ from fedlora.adapter import AdapterState
 from fedlora.cli.simulate import DEMO
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe, read_recipe
-from fedlora.runtime.client import app
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.comparison import losses_of, overall
-from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import sites_in, start
-from fedlora.runtime.site import Site
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.site import Site
 from simulations.studies.attacks import ATTACKS, HostileGrid, first_error
 
 _UNFINISHED = ".trial-"

@@ -12,14 +12,14 @@ from flwr.clientapp import ClientApp
 from fedlora.adapter import AdapterSpec, AdapterUpdate, InspectedUpdate
 from fedlora.errors import DataError, RunError
 from fedlora.methods import METHODS
-from fedlora.runtime.client import app
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
-from fedlora.runtime.site import Site
-from fedlora.runtime.site_memory import FOLDER
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.memory import FOLDER
+from fedlora.runtime.site.site import Site
 from fedlora.wire.codec import Envelope, decode_update, encode_trained, encode_update
 
 BAD = "south"

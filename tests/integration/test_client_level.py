@@ -18,14 +18,14 @@ from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.recipe import Recipe
 from fedlora.runtime import simulation
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.charges import readers_epsilon, round_charge
-from fedlora.runtime.client import app
-from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
-from fedlora.runtime.report import write_report
+from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
-from fedlora.runtime.server import serve
-from fedlora.runtime.site_memory import SIMULATED
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.memory import SIMULATED
 from tests.faults.test_bad_clients import HostileGrid, altered_update, scaled
 
 CLIP = 0.01
@@ -152,7 +152,7 @@ def test_a_method_sees_the_noised_mean_alone(small_recipe, tmp_path, monkeypatch
         monkeypatch.setattr(made, "add", remember)
         return made
 
-    monkeypatch.setattr("fedlora.runtime.strategy.new_aggregator", spied)
+    monkeypatch.setattr("fedlora.runtime.aggregator.strategy.new_aggregator", spied)
     run = play(small_recipe(*CLIENTS, f"federation.method={method}"), tmp_path)
     assert [len(record["folded"]) for record in run.records()] == [0, 2, 2]
     assert len(seen) == 2

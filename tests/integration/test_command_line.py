@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.cli import main
-from fedlora.runtime.site import Site
+from fedlora.runtime.site.site import Site
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.cli import main
-from fedlora.runtime.site_memory import FOLDER
+from fedlora.runtime.site.memory import FOLDER
 
 PRIVATE = (
     "privacy={unit: example, epsilon: 3, delta: 1e-5, records: 20}",

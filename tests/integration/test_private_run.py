@@ -13,15 +13,15 @@ from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import EMPTY, Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.runtime import simulation
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.charges import run_charges
-from fedlora.runtime.client import app
-from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
-from fedlora.runtime.site import Site
-from fedlora.runtime.site_memory import FOLDER
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.memory import FOLDER
+from fedlora.runtime.site.site import Site
 
 PRIVATE = (
     "privacy={unit: example, epsilon: 8, delta: 1e-3, records: 20, evaluation_noise: 6}",
@@ -136,7 +136,7 @@ def test_a_lost_answer_is_a_new_charge(begun, monkeypatch):
     Nothing is refunded, so the last round finds nothing left.
     """
     run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
-    monkeypatch.setattr("fedlora.runtime.client.Outbox.keep", lambda *_: None)
+    monkeypatch.setattr("fedlora.runtime.site.client.Outbox.keep", lambda *_: None)
     grid = Asks(2)
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(grid, run.path, observe=lambda _: None)
@@ -213,7 +213,7 @@ def test_what_a_private_site_says_of_its_errors_is_a_closed_list(begun, monkeypa
         raise ValueError("row 7: Mrs Miller's diagnosis")
 
     run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
-    monkeypatch.setattr("fedlora.runtime.private_round.SiteBudget.training", fail)
+    monkeypatch.setattr("fedlora.runtime.site.private_round.SiteBudget.training", fail)
     grid = Asks(2)
     with pytest.raises(RunError, match="quorum") as caught:
         serve(grid, run.path, observe=lambda _: None)
@@ -232,7 +232,9 @@ def test_a_spent_account_ends_a_sites_part(begun, caplog):
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
     assert ledger(run, "north").rows("default") == []
-    (logged,) = (record for record in caplog.records if record.name == "fedlora.runtime.client")
+    (logged,) = (
+        record for record in caplog.records if record.name == "fedlora.runtime.site.client"
+    )
     assert logged.getMessage().startswith(f"north: Run {run.name} asks for more than is left.")
     assert not logged.exc_info
 

@@ -13,14 +13,14 @@ from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import EMPTY, ChargeRow, Committed, Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.runtime import simulation
-from fedlora.runtime.client import app
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
-from fedlora.runtime.site import Site
-from fedlora.runtime.site_memory import FOLDER, SiteMemory
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.memory import FOLDER, SiteMemory
+from fedlora.runtime.site.site import Site
 
 PRIVATE = (
     "privacy={unit: example, epsilon: 8, delta: 1e-3, records: 20, evaluation_noise: 6}",
@@ -74,7 +74,7 @@ def test_an_earlier_charge_of_the_round_pays_for_no_other_noise(begin, tmp_path,
                 return first
             assert not first.has_error()
             with monkeypatch.context() as patch:
-                patch.setattr("fedlora.runtime.client.Outbox.answer", lambda *_: None)
+                patch.setattr("fedlora.runtime.site.client.Outbox.answer", lambda *_: None)
                 patch.setattr(Ledger, "commit", uncharged)
                 return super()._answer(message)
 
@@ -90,7 +90,9 @@ def test_a_site_whose_noise_is_wrong_reads_no_data(begin, tmp_path, monkeypatch)
     read: list[object] = []
     gaussian = KeyStream.gaussian
     monkeypatch.setattr(KeyStream, "gaussian", lambda self, count: 0.9 * gaussian(self, count))
-    monkeypatch.setattr("fedlora.runtime.site.site_examples", lambda *asked: read.append(asked))
+    monkeypatch.setattr(
+        "fedlora.runtime.site.site.site_examples", lambda *asked: read.append(asked)
+    )
     with pytest.raises(RunError, match="0 sites answered, but a cohort is 2"):
         play(run)
     assert read == []
@@ -115,7 +117,7 @@ def test_the_self_test_takes_nothing_of_a_rounds_noise(small_recipe, tmp_path, m
         run = start(plan(recipe), runs=tmp_path / name)
         simulation.simulate(run, observe=lambda _: None)
         runs.append(run.load().adapter.values)
-        monkeypatch.setattr("fedlora.runtime.private_round.self_test", lambda *_: None)
+        monkeypatch.setattr("fedlora.runtime.site.private_round.self_test", lambda *_: None)
     assert torch.equal(*runs)
 
 

@@ -10,13 +10,13 @@ from flwr.app import ConfigRecord, Message
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
 from fedlora.runtime import simulation
-from fedlora.runtime.client import app
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
 from fedlora.runtime.simulation import start
-from fedlora.runtime.site_memory import FOLDER
+from fedlora.runtime.site.client import app
+from fedlora.runtime.site.memory import FOLDER
 
 PRIVATE = (
     "privacy={unit: example, epsilon: 8, delta: 1e-3, records: 20}",

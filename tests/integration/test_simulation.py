@@ -17,12 +17,12 @@ from fedlora.adapter import AdapterState
 from fedlora.data import partition
 from fedlora.errors import RunError
 from fedlora.runtime import simulation
+from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.comparison import overall, read_comparison
 from fedlora.runtime.events import Event, RoundFinished, RoundStarted, UpdateSettled
-from fedlora.runtime.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.site import Site
+from fedlora.runtime.site.site import Site
 from fedlora.training.base_model import resolve
 from server.app import app as server_app
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlora.runtime.plots.canvas import spread
+from fedlora.runtime.reports.plots.canvas import spread
 
 values = st.lists(st.floats(min_value=-50, max_value=50), max_size=9).map(sorted)
 

@@ -8,12 +8,12 @@ from statistics import fmean
 from markupsafe import Markup
 
 from fedlora import atomic
-from fedlora.runtime import findings
 from fedlora.runtime.comparison import Comparison, Losses, overall, read_comparison
-from fedlora.runtime.findings import Record
-from fedlora.runtime.page import render
-from fedlora.runtime.plots import losses as plots
 from fedlora.runtime.privacy_statement import statement
+from fedlora.runtime.reports import findings
+from fedlora.runtime.reports.findings import Record
+from fedlora.runtime.reports.page import render
+from fedlora.runtime.reports.plots import losses as plots
 from fedlora.runtime.run_folder import RunFolder
 
 _MOST_SITES = 40

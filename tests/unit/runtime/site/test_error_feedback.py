@@ -5,8 +5,8 @@ import torch
 
 from fedlora.adapter import AdapterUpdate
 from fedlora.recipe import Recipe
-from fedlora.runtime.error_feedback import add_lost, keep_lost
-from fedlora.runtime.site_memory import FOLDER, SiteMemory
+from fedlora.runtime.site.error_feedback import add_lost, keep_lost
+from fedlora.runtime.site.memory import FOLDER, SiteMemory
 from fedlora.wire.encodings import rounded
 from tests.strategies import copy_of, make_spec, make_update
 

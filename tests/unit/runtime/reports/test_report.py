@@ -10,7 +10,7 @@ import pytest
 from fedlora.adapter import AdapterSpec, AdapterState, TensorSpec
 from fedlora.recipe import Recipe
 from fedlora.runtime.comparison import POOLED
-from fedlora.runtime.report import write_report
+from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 
 VOID = {"meta"}

@@ -2,7 +2,7 @@
 
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.recipe import Recipe
-from fedlora.runtime.site_memory import SiteMemory
+from fedlora.runtime.site.memory import SiteMemory
 
 _NAME = "personal"
 

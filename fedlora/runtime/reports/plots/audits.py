@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedlora.runtime.plots.canvas import (
+from fedlora.runtime.reports.plots.canvas import (
     BLUE,
     GRID,
     MUTED,

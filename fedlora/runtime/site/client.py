@@ -16,13 +16,13 @@ from fedlora.privacy.ledger import Purpose
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 from fedlora.runtime.charges import evaluated_rounds
-from fedlora.runtime.error_feedback import add_lost, keep_lost
-from fedlora.runtime.outbox import Outbox
-from fedlora.runtime.personal import keep_personal, with_personal
-from fedlora.runtime.private_round import evaluated_privately, trained_privately
-from fedlora.runtime.site import Site
-from fedlora.runtime.site_budget import charges_of, site_ledger
-from fedlora.runtime.site_memory import SiteMemory
+from fedlora.runtime.site.budget import charges_of, site_ledger
+from fedlora.runtime.site.error_feedback import add_lost, keep_lost
+from fedlora.runtime.site.memory import SiteMemory
+from fedlora.runtime.site.outbox import Outbox
+from fedlora.runtime.site.personal import keep_personal, with_personal
+from fedlora.runtime.site.private_round import evaluated_privately, trained_privately
+from fedlora.runtime.site.site import Site
 from fedlora.wire.codec import (
     Envelope,
     decode_state,

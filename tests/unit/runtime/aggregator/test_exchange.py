@@ -7,8 +7,8 @@ from flwr.clientapp import ClientApp
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
-from fedlora.runtime.exchange import Exchange
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.aggregator.exchange import Exchange
+from fedlora.runtime.carriers.in_process import InProcessGrid
 
 TASK = records.Task(recipe="", run="demo-1", round=0).to_record()
 

@@ -13,10 +13,10 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora.errors import RunError
-from fedlora.runtime.client import app as client_app
+from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.events import Observer
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.server import serve
+from fedlora.runtime.site.client import app as client_app
 
 
 def run_on_ray(run: RunFolder, *, observe: Observer) -> None:

@@ -17,8 +17,8 @@ from fedlora.runtime.charges import (
     run_charges,
     training_charge,
 )
-from fedlora.runtime.site import Site
-from fedlora.runtime.site_memory import site_folder
+from fedlora.runtime.site.memory import site_folder
+from fedlora.runtime.site.site import Site
 
 _LEDGER, _KEY = "ledger.sqlite", "ledger.key"
 _KEY_BYTES = 32

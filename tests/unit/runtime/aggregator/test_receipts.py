@@ -7,9 +7,9 @@ import pytest
 
 from fedlora.errors import StorageError, WireError
 from fedlora.privacy.ledger import EMPTY, Head
-from fedlora.runtime.receipts import Receipts
+from fedlora.runtime.aggregator.receipts import Receipts
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.site_memory import FOLDER, SIMULATED
+from fedlora.runtime.site.memory import FOLDER, SIMULATED
 
 
 def head(count: int, *, of: str = "a") -> Head:

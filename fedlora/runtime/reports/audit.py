@@ -7,8 +7,8 @@ from typing import Any
 
 from fedlora import atomic
 from fedlora.runtime.audit import BOUND, CURVE, Audit
-from fedlora.runtime.page import render
-from fedlora.runtime.plots.audits import epsilon_by_round, roc
+from fedlora.runtime.reports.page import render
+from fedlora.runtime.reports.plots.audits import epsilon_by_round, roc
 
 _LEAST_SHARE = 1e-3
 DEMONSTRATION = (

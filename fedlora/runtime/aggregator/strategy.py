@@ -14,8 +14,11 @@ from fedlora.aggregation import Aggregator, new_aggregator, new_optimizer
 from fedlora.errors import FedloraError, RunError, StorageError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
-from fedlora.runtime.central_budget import NoisedFirst
-from fedlora.runtime.cohort import cohort_of
+from fedlora.runtime.aggregator.central_budget import NoisedFirst
+from fedlora.runtime.aggregator.cohort import cohort_of
+from fedlora.runtime.aggregator.exchange import Exchange, content_of
+from fedlora.runtime.aggregator.fold import Fold
+from fedlora.runtime.aggregator.receipts import Receipts
 from fedlora.runtime.events import (
     EvaluationFailed,
     Observer,
@@ -24,9 +27,6 @@ from fedlora.runtime.events import (
     RunStarted,
     UpdateSettled,
 )
-from fedlora.runtime.exchange import Exchange, content_of
-from fedlora.runtime.fold import Fold
-from fedlora.runtime.receipts import Receipts
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, encode_state

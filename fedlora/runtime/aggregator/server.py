@@ -5,9 +5,9 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from fedlora.peft_folder import write_peft_folder
+from fedlora.runtime.aggregator.strategy import FederatedLora
 from fedlora.runtime.events import Observer
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.strategy import FederatedLora
 
 
 def serve(grid: Grid, folder: Path, *, observe: Observer) -> None:

@@ -16,7 +16,7 @@ from fedlora import atomic
 from fedlora.errors import StorageError, WireError
 from fedlora.privacy.ledger import EMPTY, Head
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.site_memory import FOLDER, SIMULATED
+from fedlora.runtime.site.memory import FOLDER, SIMULATED
 
 
 class Receipts:

@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedlora import __version__
-from fedlora.runtime import format as fmt
+from fedlora.runtime.reports import format as fmt
 
 
 def render(template: str, **values: object) -> str:

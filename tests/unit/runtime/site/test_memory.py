@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedlora.errors import RunError
-from fedlora.runtime.site_memory import FOLDER, SiteMemory
+from fedlora.runtime.site.memory import FOLDER, SiteMemory
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Seide et al. 2014, doi:10.21437/Interspeech.2014-274, section 3.
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate
 from fedlora.recipe import Recipe
-from fedlora.runtime.site_memory import SiteMemory
+from fedlora.runtime.site.memory import SiteMemory
 from fedlora.wire.encodings import rounded
 
 

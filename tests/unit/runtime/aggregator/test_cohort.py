@@ -6,7 +6,7 @@ import pytest
 
 from fedlora.adapter import AdapterState
 from fedlora.recipe import Recipe
-from fedlora.runtime.cohort import all_folded, cohort_of
+from fedlora.runtime.aggregator.cohort import all_folded, cohort_of
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 from tests.strategies import make_spec
 

@@ -7,8 +7,8 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from fedlora.runtime import format as fmt
 from fedlora.runtime.comparison import Comparison, Losses, losses_of, overall
+from fedlora.runtime.reports import format as fmt
 
 _LARGE = 700
 """A loss whose perplexity no longer fits a float."""

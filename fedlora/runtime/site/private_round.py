@@ -4,10 +4,10 @@ import torch
 
 from fedlora.adapter import AdapterState
 from fedlora.runtime.charges import held_out_records
-from fedlora.runtime.private_steps import private_steps, self_test
-from fedlora.runtime.site import Site
-from fedlora.runtime.site_budget import SiteBudget
-from fedlora.runtime.site_memory import SiteMemory
+from fedlora.runtime.site.budget import SiteBudget
+from fedlora.runtime.site.memory import SiteMemory
+from fedlora.runtime.site.private_steps import private_steps, self_test
+from fedlora.runtime.site.site import Site
 
 
 def trained_privately(site: Site, received: AdapterState, *, run: str, number: int) -> AdapterState:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedlora.aggregation.average import Average
 from fedlora.errors import FedloraError, InspectionError, StorageError, WireError
 from fedlora.recipe import Recipe
-from fedlora.runtime.fold import Fold
+from fedlora.runtime.aggregator.fold import Fold
 from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, encode_update
 from tests.strategies import make_spec, make_state, make_update

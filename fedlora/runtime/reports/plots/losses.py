@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedlora.runtime.findings import MANY_SITES
-from fedlora.runtime.plots.canvas import (
+from fedlora.runtime.reports.findings import MANY_SITES
+from fedlora.runtime.reports.plots.canvas import (
     BLUE,
     CARD,
     GREEN,

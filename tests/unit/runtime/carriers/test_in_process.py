@@ -5,7 +5,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 
-from fedlora.runtime.in_process import InProcessGrid
+from fedlora.runtime.carriers.in_process import InProcessGrid
 
 app = ClientApp()
 

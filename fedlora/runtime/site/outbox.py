@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedlora.runtime import records
-from fedlora.runtime.site_memory import SiteMemory
+from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.spool import Spool
 
 _KEEP = 3

@@ -1,0 +1,1 @@
+"""The aggregator's side: rounds, cohorts, what it asks, checks, folds and keeps."""

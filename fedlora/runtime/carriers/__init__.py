@@ -1,0 +1,1 @@
+"""What carries messages in a simulation: one process, or Ray."""
