@@ -3,7 +3,7 @@
 Ours, with inspection, codec and checkpoint, against the bare training steps on the same batches,
 and against the plain way (``plain_way.py``), by default and like for like (float32, same batches).
 Evaluation is left out everywhere. The bars are for a random Llama of about 30 M parameters with
-the lengths of the demo; the embedded model's ratios stand beside them.
+the demo's texts and steps in a round; the embedded model's ratios stand beside them.
 """
 
 import random
@@ -30,7 +30,8 @@ from fedlora.training.objectives import sft_loss
 from simulations.benchmarks.measure import Bar, compare, interleaved, report
 from simulations.benchmarks.plain_way import federate
 
-ROUNDS, STEPS = 2, 4
+ROUNDS = 2
+STEPS = read_recipe(DEMO).federation.local_steps
 LIMITS = {"rounds / bare steps": 1.05, "ours / plain way": 0.5}
 
 
@@ -112,10 +113,10 @@ def _as_they_come(site: Site) -> list[list[Batch]]:
 
 
 def _recipe(base_model: str, *overrides: str) -> Recipe:
-    """Return the demo's recipe for two of its sites and a few steps, without evaluation."""
+    """Return the demo's recipe for two of its sites and rounds, without evaluation."""
     demo = read_recipe(DEMO).model_dump(mode="json")
     demo["datasets"] = demo["datasets"][:2]
-    demo["federation"] |= {"sites": 2, "rounds": ROUNDS, "local_steps": STEPS, "evaluate_every": 0}
+    demo["federation"] |= {"sites": 2, "rounds": ROUNDS, "evaluate_every": 0}
     demo["base_model"] = base_model
     return Recipe.from_yaml(yaml.safe_dump(demo), overrides=overrides)
 
