@@ -139,6 +139,12 @@ class Federation(Section):
         return self
 
     @property
+    def evaluated_rounds(self) -> frozenset[int]:
+        """After which rounds sites are asked for their held-out loss: both ends, and between."""
+        every, rounds = self.evaluate_every, self.rounds
+        return frozenset({0, *range(every, rounds + 1, every), rounds}) if every else frozenset()
+
+    @property
     def facts(self) -> MethodFacts:
         """What holds for the method."""
         return METHODS[self.method]

@@ -4,6 +4,7 @@ import fedlora  # isort: skip  # before torch, whose waiting threads then sleep
 
 import json
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from fedlora.cli import main
 from fedlora.recipe import Recipe
 
 # A busy machine is no failure, and a failure is the same for everyone.
@@ -26,6 +28,25 @@ def tokenizer() -> PreTrainedTokenizerBase:
     """Tokenizer of the embedded base model; its chat template has generation markers."""
     folder = Path(fedlora.__file__).parent / "training" / "embedded"
     return AutoTokenizer.from_pretrained(folder)
+
+
+CommandLine = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> CommandLine:
+    """Run ``fedlora`` with arguments; return exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from rich.table import Table
 from fedlora.recipe import Recipe
 from fedlora.runtime.charges import round_charge
 from fedlora.runtime.privacy_plan import Line
+from fedlora.runtime.privacy_statement import NEIGHBOURS
 
 _console = Console(highlight=False)
 _SIGNAL = (
@@ -56,10 +57,7 @@ def _print_examples(recipe: Recipe, lines: Sequence[Line]) -> None:
 
 def _print_clients(recipe: Recipe, lines: Sequence[Line]) -> None:
     federation, charge = recipe.federation, round_charge(recipe)
-    neighbours = {
-        "add-remove": "One client more or less",
-        "replace-one": "One client in another's place",
-    }[charge.adjacency]
+    neighbours = NEIGHBOURS[charge.adjacency].capitalize()
     poisson = federation.cohort_sampling == "poisson"
     cohort = f"{recipe.cohort_size} of {len(recipe.site_names)} clients"
     _print_paragraph(

@@ -89,7 +89,7 @@ def _require_whole_records(datasets: Sequence[Dataset]) -> None:
 
 
 @lru_cache(maxsize=32)
-def _read(dataset: Dataset, folder: Path) -> Rows:  # noqa: ARG001 - a path is relative to it
+def _read(dataset: Dataset, folder: Path) -> Rows:  # noqa: ARG001 - of the cache's key: a path is relative to it
     """Read a dataset once in this process: the sites of a simulation all need it."""
     return read_dataset(dataset)
 

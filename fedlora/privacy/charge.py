@@ -1,7 +1,7 @@
 """What a private mechanism spends, as facts that any accountant can work from."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 Unit = Literal["example", "client"]
 Adjacency = Literal["add-remove", "replace-one"]
@@ -29,3 +29,18 @@ class Charge:
     steps: int
     sampler: Sampler
     """``poisson``: each unit by a draw of its own. ``all``: no amplification is claimed."""
+
+    @classmethod
+    def of_steps(
+        cls, steps: int, *, sensitivity: float, noise_multiplier: float, sampling_rate: float
+    ) -> Self:
+        """Return the charge of private training steps, each on a Poisson sample of examples."""
+        return cls(
+            unit="example",
+            adjacency="add-remove",
+            sensitivity=sensitivity,
+            noise_multiplier=noise_multiplier,
+            sampling_rate=sampling_rate,
+            steps=steps,
+            sampler="poisson",
+        )

@@ -28,14 +28,11 @@ def training_charge(recipe: Recipe, site: str, *, steps: int) -> Charge:
         steps=recipe.total_steps,
         beside=(evaluations,) if evaluations.steps else (),
     )
-    return Charge(
-        unit="example",
-        adjacency="add-remove",
+    return Charge.of_steps(
+        steps,
         sensitivity=recipe.max_grad_norm,
         noise_multiplier=multiplier,
         sampling_rate=recipe.sampling_rate(site),
-        steps=steps,
-        sampler="poisson",
     )
 
 
@@ -114,11 +111,5 @@ def held_out_records(recipe: Recipe, site: str) -> int:
     return max(1, round(declared * share / (1 - share))) if declared else 0
 
 
-def evaluated_rounds(recipe: Recipe) -> frozenset[int]:
-    """Return after which rounds sites are asked for their held-out loss: both ends, and between."""
-    every, rounds = recipe.federation.evaluate_every, recipe.federation.rounds
-    return frozenset({0, *range(every, rounds + 1, every), rounds}) if every else frozenset()
-
-
 def _queries(recipe: Recipe) -> int:
-    return len(evaluated_rounds(recipe))
+    return len(recipe.federation.evaluated_rounds)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedlora.privacy.charge import Adjacency
 from fedlora.recipe import Recipe
 from fedlora.runtime.aggregator.cohort import all_folded
 from fedlora.runtime.charges import (
@@ -11,6 +12,12 @@ from fedlora.runtime.charges import (
     round_charge,
     training_charge,
 )
+
+NEIGHBOURS: Mapping[Adjacency, str] = {
+    "add-remove": "one client more or less",
+    "replace-one": "one client in another's place",
+}
+"""What may differ between sets of clients that a private run hides the difference of."""
 
 _NO_PRIVACY = "No differential privacy was applied; updates can reveal training data."
 _UNBOUNDED = (
@@ -102,17 +109,13 @@ def _of_examples(recipe: Recipe) -> str:
 
 def _of_clients(recipe: Recipe) -> str:
     charge = round_charge(recipe)
-    neighbours = {
-        "add-remove": "one client more or less",
-        "replace-one": "one client replaced by another",
-    }
     return (
         "It holds for all data of one client together, against all who see the global adapters, "
         "even if they know who took part in which round, as the aggregator does. The aggregator "
         "itself is trusted: it sees each update, clips it to a norm of "
         f"{recipe.privacy.clip_norm:g} and adds normal noise of {charge.noise_multiplier:.3g} "
         f"times {charge.sensitivity:g} to their sum. Neighbours are sets of clients with "
-        f"{neighbours[charge.adjacency]}. Accountant: PRV (Gopi et al. 2021)."
+        f"{NEIGHBOURS[charge.adjacency]}. Accountant: PRV (Gopi et al. 2021)."
     )
 
 

@@ -231,15 +231,7 @@ def _status(key: str) -> float:
 
 
 def _mechanism(source: _Timed) -> DpSgd:
-    charge = Charge(
-        unit="example",
-        adjacency="add-remove",
-        sensitivity=1.0,
-        noise_multiplier=1.0,
-        sampling_rate=0.1,
-        steps=_STEPS,
-        sampler="poisson",
-    )
+    charge = Charge.of_steps(_STEPS, sensitivity=1.0, noise_multiplier=1.0, sampling_rate=0.1)
     return DpSgd(charge, expected_examples=ROWS, source=source)
 
 

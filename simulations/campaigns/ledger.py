@@ -38,15 +38,7 @@ _LAST_MOMENT = 0.5
 """Seconds after which a worker is killed from outside at the latest: some seven commits."""
 _PATIENCE = 60
 """Seconds after which a worker that should have ended itself counts as hanging."""
-_STEP = Charge(
-    unit="example",
-    adjacency="add-remove",
-    sensitivity=1.0,
-    noise_multiplier=1.0,
-    sampling_rate=0.01,
-    steps=1,
-    sampler="poisson",
-)
+_STEP = Charge.of_steps(1, sensitivity=1.0, noise_multiplier=1.0, sampling_rate=0.01)
 _RESERVED = (_STEP,) * _ROUNDS
 _FORK = multiprocessing.get_context("fork")  # a worker then starts with everything imported
 

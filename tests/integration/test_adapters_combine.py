@@ -1,8 +1,8 @@
 """Adapters that PEFT made, combined on the command line; PEFT loads what comes out."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedlora.cli import main
 from fedlora.training.base_model.network import quietly
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -108,21 +107,13 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 
 @pytest.fixture
-def combine(monkeypatch, capsys, tmp_path):
+def combine(command_line, monkeypatch, tmp_path):
     """Run ``fedlora adapters combine``; return exit code, output and errors."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedlora", "adapters", "combine", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return partial(command_line, "adapters", "combine")
 
 
 def alter(folder: Path, **keys: Any) -> None:

@@ -8,25 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.cli import main
 from fedlora.runtime.site.site import Site
 
 
 @pytest.fixture
-def fedlora(monkeypatch, capsys, tmp_path):
+def fedlora(command_line, monkeypatch, tmp_path):
     """Run ``fedlora`` with arguments in an empty folder; return exit code, output and errors."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return command_line
 
 
 @pytest.fixture

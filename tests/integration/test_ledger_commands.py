@@ -2,44 +2,27 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fedlora.cli import main
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger import Ledger
 
-STEP = Charge(
-    unit="example",
-    adjacency="add-remove",
-    sensitivity=1.0,
-    noise_multiplier=1.25,
-    sampling_rate=0.02,
-    steps=15,
-    sampler="poisson",
-)
+STEP = Charge.of_steps(15, sensitivity=1.0, noise_multiplier=1.25, sampling_rate=0.02)
 LOSS = replace(STEP, noise_multiplier=20.0, sampling_rate=1.0, steps=1, sampler="all")
 
 
 @pytest.fixture
-def fedlora(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def fedlora(command_line, monkeypatch) -> Callable[..., tuple[int, str, str]]:
     """Run ``fedlora privacy ledger`` on a wide terminal; return exit code, output and errors."""
     monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedlora", "privacy", "ledger", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return partial(command_line, "privacy", "ledger")
 
 
 @pytest.fixture

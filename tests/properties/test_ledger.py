@@ -54,15 +54,7 @@ class Model:
 
 
 def charge(steps: int) -> Charge:
-    return Charge(
-        unit="example",
-        adjacency="add-remove",
-        sensitivity=1.0,
-        noise_multiplier=1.0,
-        sampling_rate=0.1,
-        steps=steps,
-        sampler="poisson",
-    )
+    return Charge.of_steps(steps, sensitivity=1.0, noise_multiplier=1.0, sampling_rate=0.1)
 
 
 def works(ledger: Ledger, operation: str, run: str, steps: int) -> bool:

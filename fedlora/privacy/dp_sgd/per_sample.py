@@ -171,7 +171,7 @@ def _recording(module: nn.Linear, name: str, record: Record) -> Callable[[Tensor
         kind = inputs.device.type
         if torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
-        outputs: Tensor = _Linear.apply(inputs, module.weight, record)  # type: ignore[no-untyped-call]  # torch's
+        outputs: Tensor = _Linear.apply(inputs, module.weight, record)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return outputs
 
     return forward

@@ -179,10 +179,9 @@ class FederatedLora(Strategy):
         """Instruct the cohort to evaluate; at both ends of the run, all sites."""
         federation = self.recipe.federation
         sites: tuple[str, ...] = ()
-        if federation.evaluate_every and server_round in (0, federation.rounds):
-            sites = self.exchange.sites
-        elif federation.evaluate_every and server_round % federation.evaluate_every == 0:
-            sites = tuple(self._fold.cohort)
+        if server_round in federation.evaluated_rounds:
+            ends = server_round in {0, federation.rounds}
+            sites = self.exchange.sites if ends else tuple(self._fold.cohort)
         return self._instructions(sites, MessageType.EVALUATE, config, arrays)
 
     def aggregate_evaluate(

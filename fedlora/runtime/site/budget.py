@@ -9,14 +9,10 @@ from pathlib import Path
 
 from fedlora import atomic
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
-from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Committed, Ledger, Purpose
+from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Committed, Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.runtime.account import noise_stream, reserved
-from fedlora.runtime.charges import (
-    evaluation_charge,
-    run_charges,
-    training_charge,
-)
+from fedlora.runtime.charges import evaluation_charge, run_charges, training_charge
 from fedlora.runtime.site.memory import site_folder
 from fedlora.runtime.site.site import Site
 
@@ -32,16 +28,6 @@ def site_ledger(site: str) -> Ledger:
         StorageError: it cannot be read or written.
     """
     return Ledger(site_folder(site) / _LEDGER, new_filter=RenyiFilter)
-
-
-def charges_of(site: str, run: str, *, purpose: Purpose, number: int) -> int:
-    """Return how often a run's round or query was charged at a site.
-
-    Raises:
-        BudgetError: as ``site_ledger``.
-        StorageError: likewise.
-    """
-    return site_ledger(site).charges_of(DEFAULT_ACCOUNT, run, purpose=purpose, number=number)
 
 
 @dataclass(frozen=True)

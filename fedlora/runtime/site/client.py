@@ -12,11 +12,10 @@ from flwr.common.constant import PARTITION_ID_KEY
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.errors import BudgetError, FedloraError, InspectionError, RunError, StorageError
 from fedlora.gate.inspection import Leave
-from fedlora.privacy.ledger import Purpose
+from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Ledger, Purpose
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
-from fedlora.runtime.charges import evaluated_rounds
-from fedlora.runtime.site.budget import charges_of, site_ledger
+from fedlora.runtime.site.budget import site_ledger
 from fedlora.runtime.site.error_feedback import add_lost, keep_lost
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.outbox import Outbox
@@ -42,10 +41,12 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     trained = message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
     purpose: Purpose = "train" if trained else "evaluate"
     _require_planned(site.recipe, purpose, envelope.round)
-    before = _charges(site, envelope, purpose)
+    unit = site.recipe.privacy.unit
+    ledger = site_ledger(site.name) if unit == "example" else None
+    before = _charges(ledger, envelope, purpose)
     content = call_next(message, context).content
-    charges = _charges(site, envelope, purpose) - before
-    leave = Leave(unit=site.recipe.privacy.unit, purpose=purpose, charges=charges)
+    charges = _charges(ledger, envelope, purpose) - before
+    leave = Leave(unit=unit, purpose=purpose, charges=charges)
     metrics = leave.inspect_metrics(records.metrics_of(content))
     payload = _encoded(content, leave, site=site, envelope=envelope) if trained else None
     return Message(records.reply(metrics, payload=payload), reply_to=message)
@@ -53,21 +54,21 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
 
 def _require_planned(recipe: Recipe, purpose: Purpose, number: int) -> None:
     """Do nothing if the recipe asks for such an answer in that round: nobody else may."""
-    planned = evaluated_rounds(recipe)
-    if purpose == "train":
-        planned = frozenset(range(1, recipe.federation.rounds + 1))
-    if number not in planned:
+    federation = recipe.federation
+    trained = range(1, federation.rounds + 1)
+    if number not in (trained if purpose == "train" else federation.evaluated_rounds):
         raise InspectionError(
             f"The aggregator asks the site to {purpose} in round {number}, which the recipe does "
             "not plan. Nothing was computed."
         )
 
 
-def _charges(site: Site, envelope: Envelope, purpose: Purpose) -> int:
+def _charges(ledger: Ledger | None, envelope: Envelope, purpose: Purpose) -> int:
     """Return how often the round was charged at the site, where rounds are."""
-    if site.recipe.privacy.unit != "example":
+    if ledger is None:
         return 0
-    return charges_of(site.name, envelope.run, purpose=purpose, number=envelope.round)
+    run, number = envelope.run, envelope.round
+    return ledger.charges_of(DEFAULT_ACCOUNT, run, purpose=purpose, number=number)
 
 
 def _encoded(content: RecordDict, leave: Leave, *, site: Site, envelope: Envelope) -> bytes:

@@ -23,15 +23,7 @@ from fedlora.privacy.accounting.calibration import (
 from fedlora.privacy.accounting.renyi import Gaussian
 from fedlora.privacy.charge import Charge
 
-STEP = Charge(
-    unit="example",
-    adjacency="add-remove",
-    sensitivity=0.5,
-    noise_multiplier=1.0,
-    sampling_rate=0.02,
-    steps=1,
-    sampler="poisson",
-)
+STEP = Charge.of_steps(1, sensitivity=0.5, noise_multiplier=1.0, sampling_rate=0.02)
 EXCHANGE = replace(STEP, adjacency="replace-one", sampling_rate=1.0, sampler="all")
 
 

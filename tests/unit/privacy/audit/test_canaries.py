@@ -19,15 +19,7 @@ from fedlora.privacy.mechanism import KeyStream
 from fedlora.training.local import train_local
 from tests.tiny_models import random_tokens, tiny_base, tiny_recipe
 
-PROMISED = Charge(
-    unit="example",
-    adjacency="add-remove",
-    sensitivity=0.5,
-    noise_multiplier=0.8,
-    sampling_rate=0.2,
-    steps=8,
-    sampler="poisson",
-)
+PROMISED = Charge.of_steps(8, sensitivity=0.5, noise_multiplier=0.8, sampling_rate=0.2)
 COUNT = 2000
 
 

@@ -17,15 +17,7 @@ from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
 from tests.tiny_models import private_sum, random_tokens, row_major, tiny_base, tiny_recipe
 
-CHARGE = Charge(
-    unit="example",
-    adjacency="add-remove",
-    sensitivity=0.7,
-    noise_multiplier=0.9,
-    sampling_rate=0.1,
-    steps=4,
-    sampler="poisson",
-)
+CHARGE = Charge.of_steps(4, sensitivity=0.7, noise_multiplier=0.9, sampling_rate=0.1)
 EXPECTED = 6.0
 RECIPE = tiny_recipe(learning_rate=1e-2, lr_scheduler="constant")
 

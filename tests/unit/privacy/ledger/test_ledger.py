@@ -19,15 +19,7 @@ from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.ledger.file import LedgerFile
 from simulations.campaigns.ledger import StepFilter
 
-STEP = Charge(
-    unit="example",
-    adjacency="add-remove",
-    sensitivity=1.0,
-    noise_multiplier=1.1,
-    sampling_rate=0.02,
-    steps=1,
-    sampler="poisson",
-)
+STEP = Charge.of_steps(1, sensitivity=1.0, noise_multiplier=1.1, sampling_rate=0.02)
 ROOT = Path(__file__).parents[3]
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
