@@ -9,6 +9,9 @@
     ├── AdapterError       an adapter's tensors are not what its specification says
     ├── WireError          bytes from the network are not the adapter that was expected
     ├── InspectionError    the gate refuses to let a reply leave the site
+    ├── PolicyError        the site's policy does not allow what the aggregator asks for
+    ├── EvidenceError      the evidence log is not whole, or not what was written
+    ├── EnrolmentError     a site is not admitted, or a bundle or key is not the one expected
     ├── BudgetError        a privacy budget does not allow what is asked, or its ledger is not whole
     ├── RunError           a run cannot start, go on, or be resumed
     └── StorageError       a file cannot be written: no permission, no space
@@ -44,6 +47,18 @@ class WireError(FedloraError):
 
 class InspectionError(FedloraError):
     """The gate refuses to let a reply leave the site."""
+
+
+class PolicyError(FedloraError):
+    """The site's policy does not allow what the aggregator asks for."""
+
+
+class EvidenceError(FedloraError):
+    """The evidence log is not whole, or not what was written."""
+
+
+class EnrolmentError(FedloraError):
+    """A site is not admitted, or a bundle or key is not the one expected."""
 
 
 class BudgetError(FedloraError):

@@ -1,0 +1,1 @@
+"""The aggregator as it is deployed: SuperLink, front and coordinator, and who starts them."""
