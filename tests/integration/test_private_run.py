@@ -136,7 +136,7 @@ def test_a_lost_answer_is_a_new_charge(begun, monkeypatch):
     Nothing is refunded, so the last round finds nothing left.
     """
     run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
-    monkeypatch.setattr("fedlora.runtime.site.client.Outbox.keep", lambda *_: None)
+    monkeypatch.setattr("fedlora.runtime.site.mods.Outbox.keep", lambda *_: None)
     grid = Asks(2)
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(grid, run.path, observe=lambda _: None)
