@@ -232,9 +232,7 @@ def test_a_spent_account_ends_a_sites_part(begun, caplog):
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
     assert ledger(run, "north").rows("default") == []
-    (logged,) = (
-        record for record in caplog.records if record.name == "fedlora.runtime.site.mods"
-    )
+    (logged,) = (record for record in caplog.records if record.name == "fedlora.runtime.site.mods")
     assert logged.getMessage().startswith(f"north: Run {run.name} asks for more than is left.")
     assert not logged.exc_info
 

@@ -11,12 +11,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedlora.aggregation import Aggregator, new_aggregator, new_optimizer
-from fedlora.errors import FedloraError, RunError, StorageError
+from fedlora.errors import FedloraError, StorageError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
 from fedlora.runtime.aggregator.central_budget import NoisedFirst
 from fedlora.runtime.aggregator.cohort import cohort_of
-from fedlora.runtime.aggregator.exchange import Exchange, content_of
+from fedlora.runtime.aggregator.exchange import Exchange, Identities, content_of
 from fedlora.runtime.aggregator.fold import Fold
 from fedlora.runtime.aggregator.receipts import Receipts
 from fedlora.runtime.events import (
@@ -45,13 +45,20 @@ class FederatedLora(Strategy):
           of arrival and however often the run was stopped and resumed.
     """
 
-    def __init__(self, run: RunFolder, grid: Grid, *, observe: Observer) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        grid: Grid,
+        *,
+        observe: Observer,
+        identities: Identities | None = None,
+    ) -> None:
         self.run = run
         self.recipe = run.recipe()
         self.spec = run.spec()
         self.observe = observe
         self.checkpoint = run.load()
-        self.exchange = Exchange(grid, self.recipe)
+        self.exchange = Exchange(grid, self.recipe, identities=identities)
         self.receipts = Receipts.of(run)
         self._unmeasured: dict[str, str] = {}
         self._tail = 0.0
@@ -115,6 +122,7 @@ class FederatedLora(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draw the cohort and instruct each client whose update is not spooled yet."""
+        self.exchange.refresh()
         sites = self.exchange.sites
         cohort = cohort_of(self.run, self.recipe, number=server_round, connected=sites)
         facts, norm = self.recipe.federation.facts, self.checkpoint.median_norm
@@ -154,7 +162,7 @@ class FederatedLora(Strategy):
         for site in fold.refused.keys() & fold.admitted.keys():
             reason = fold.refused[site]
             self.observe(UpdateSettled(round=server_round, site=site, refused=reason))
-        self._require_quorum()
+        fold.require_quorum(self.run.path)
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
         step = optimizer.step(self.checkpoint.adapter, fold.finish())
@@ -215,7 +223,14 @@ class FederatedLora(Strategy):
         """
         arrays = self._encoded(number=number)
         messages = list(configure(number, arrays, self._task(number), grid))
-        return self.exchange.send(messages), len(messages) * _size(arrays)
+
+        def again(site: str) -> Iterable[Message]:
+            kind = messages[0].metadata.message_type
+            return self._instructions(
+                [site], kind, self._task(number), self._encoded(number=number)
+            )
+
+        return self.exchange.send(messages, again=again), len(messages) * _size(arrays)
 
     def _instructions(
         self, sites: Iterable[str], message_type: str, task: ConfigRecord, arrays: ArrayRecord
@@ -255,23 +270,6 @@ class FederatedLora(Strategy):
     def _refuse(self, site: str, reason: str) -> None:
         self._fold.refuse(site, reason)
         self.observe(UpdateSettled(round=self._fold.envelope.round, site=site, refused=reason))
-
-    def _require_quorum(self) -> None:
-        fold, number = self._fold, self._fold.envelope.round
-        quorum = self.recipe.quorum_of(len(fold.cohort))
-        reasons = "".join(f"\n  {site}: {reason}" for site, reason in fold.refused.items())
-        if len(fold.admitted) < quorum:
-            raise RunError(
-                f"Round {number}: {len(fold.admitted)} of {len(fold.cohort)} updates were "
-                f"accepted, but the quorum is {quorum}. What was accepted is kept: put the rest "
-                f"right, then resume {self.run.path}.{reasons}"
-            )
-        if fold.admitted and not fold.folded:
-            raise RunError(
-                f"Round {number}: of {len(fold.admitted)} updates, federation.robust: "
-                f"{self.recipe.federation.robust} left none. Take another rule in "
-                f"{self.run.path / 'recipe.yaml'}, then resume.{reasons}"
-            )
 
     def _commit(self, number: int, started: float, **facts: object) -> None:
         seconds = round(time.monotonic() - started, 3)
