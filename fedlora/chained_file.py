@@ -40,11 +40,10 @@ class Head:
     hash: str
     """Of the last row, in hexadecimal."""
 
-    def extended(self, text: bytes) -> Self:
+    def extended(self, text: bytes) -> "Head":
         """Return the head after one more row: SHA-256 over the hash before it and its text."""
-        return type(self)(
-            count=self.count + 1, hash=hashlib.sha256(self.hash.encode() + text).hexdigest()
-        )
+        digest = hashlib.sha256(self.hash.encode() + text).hexdigest()
+        return Head(count=self.count + 1, hash=digest)
 
     def keep(self, path: Path) -> None:
         """Write the head to a small file.
@@ -129,7 +128,8 @@ class Chain:
         row = self._database.execute(
             "SELECT CAST(hash AS BLOB) FROM rows WHERE number = ?", (seen.count,)
         ).fetchone()
-        if seen != EMPTY and not (row and _hexadecimal(row[0]) == seen.hash):
+        known = _hexadecimal(row[0]) if row else EMPTY.hash if seen.count == 0 else None
+        if seen.hash != known:
             raise self._kind.error(
                 f"{self._path}: this is another database than {by} has seen: row {seen.count} has "
                 "another hash. One was restored or copied and went on from there. Put back the one "
@@ -249,9 +249,9 @@ class ChainedFile:
             yield
         except sqlite3.OperationalError as error:
             raise StorageError(
-                f"{self.path}: the {self._kind.name} cannot be read or written ({error}). Make room there, "
-                "see that you may write to the folder and that no process holds the file for over "
-                f"{_WAIT} s, then run again."
+                f"{self.path}: the {self._kind.name} cannot be read or written ({error}). Make "
+                "room there, see that you may write to the folder and that no process holds the "
+                f"file for over {_WAIT} s, then run again."
             ) from error
         except sqlite3.DatabaseError as error:
             raise self._kind.error(
