@@ -14,13 +14,13 @@ from fedlora.runtime.site.site import Site
 from fedlora.wire.codec import Envelope, decode_state, encode_trained
 
 
-def introduced(message: Message, context: Context) -> Message:
+def introduce(message: Message, context: Context) -> Message:
     """Say which site this is, once its data and base are ready."""
     site, _ = _opened(message, context)
     return Message(records.introduction(site.name), reply_to=message)
 
 
-def trained(message: Message, context: Context) -> Message:
+def train(message: Message, context: Context) -> Message:
     """Train the received adapter for a round and reply with the increment."""
     site, envelope = _opened(message, context)
     recipe, number = site.recipe, envelope.round
@@ -42,7 +42,7 @@ def trained(message: Message, context: Context) -> Message:
     return Message(records.reply(metrics, payload=payload), reply_to=message)
 
 
-def evaluated(message: Message, context: Context) -> Message:
+def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received adapter on the site's held-out rows."""
     site, envelope = _opened(message, context)
     number = envelope.round
@@ -70,6 +70,6 @@ def _received(message: Message, site: Site, envelope: Envelope, *, before: int) 
 
 
 app = ClientApp()
-app.query(mods=[discreet])(introduced)
-app.train(mods=GUARDS)(trained)
-app.evaluate(mods=GUARDS)(evaluated)
+app.query(mods=[discreet])(introduce)
+app.train(mods=GUARDS)(train)
+app.evaluate(mods=GUARDS)(evaluate)

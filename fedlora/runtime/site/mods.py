@@ -16,11 +16,13 @@ from fedlora.errors import (
     EvidenceError,
     FedloraError,
     InspectionError,
+    NotYetError,
     PolicyError,
     RunError,
     StorageError,
 )
 from fedlora.gate.inspection import Leave
+from fedlora.gate.policy import Policy
 from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Ledger, Purpose
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
@@ -32,25 +34,34 @@ from fedlora.runtime.site.outbox import Outbox
 from fedlora.wire.codec import Envelope, decode_trained, encode_update
 
 
-def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let a reply pass only after inspection, charged, and its update encoded by the gate itself.
+def gate(policy: Policy | None = None) -> Mod:
+    """Return what lets a reply pass only after inspection, charged, and encoded by the gate itself.
+
+    Args:
+        policy: the operator's; none in a simulation.
 
     Raises:
-        InspectionError: the reply was not charged, or holds something that may not leave the site.
+        InspectionError: (the mod) the reply was not charged, or holds something that may not leave
+            the site.
+        PolicyError: (the mod) the policy does not allow it.
     """
-    asked = Asked.of(message, context)
-    recipe, envelope, trained = asked.recipe, asked.envelope, asked.purpose == "train"
-    purpose: Purpose = "train" if trained else "evaluate"
-    _require_planned(recipe, purpose, envelope.round)
-    unit = recipe.privacy.unit
-    ledger = site_ledger(asked.site) if unit == "example" else None
-    before = _charges(ledger, envelope, purpose)
-    content = call_next(message, context).content
-    charges = _charges(ledger, envelope, purpose) - before
-    leave = Leave(unit=unit, purpose=purpose, charges=charges)
-    metrics = leave.inspect_metrics(records.metrics_of(content))
-    payload = _encoded(content, leave, asked=asked) if trained else None
-    return Message(records.reply(metrics, payload=payload), reply_to=message)
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        asked = Asked.of(message, context)
+        recipe, envelope, trained = asked.recipe, asked.envelope, asked.purpose == "train"
+        purpose: Purpose = "train" if trained else "evaluate"
+        _require_planned(recipe, purpose, envelope.round)
+        unit = recipe.privacy.unit
+        ledger = site_ledger(asked.site) if unit == "example" else None
+        before = _charges(ledger, envelope, purpose)
+        content = call_next(message, context).content
+        charges = _charges(ledger, envelope, purpose) - before
+        leave = Leave(unit=unit, purpose=purpose, charges=charges, policy=policy)
+        metrics = leave.inspect_metrics(records.metrics_of(content))
+        payload = _encoded(content, leave, asked=asked) if trained else None
+        return Message(records.reply(metrics, payload=payload), reply_to=message)
+
+    return mod
 
 
 def _require_planned(recipe: Recipe, purpose: Purpose, number: int) -> None:
@@ -87,6 +98,7 @@ def _encoded(content: RecordDict, leave: Leave, *, asked: Asked) -> bytes:
 
 
 _REASONS: Mapping[type[Exception], str] = {
+    NotYetError: "The site does not answer yet: its operator, or its hours, do not allow it now.",
     PolicyError: "The site's policy does not allow it.",
     EvidenceError: "The site's evidence log is not whole.",
     BudgetError: "The site's privacy budget does not allow it.",
@@ -109,10 +121,15 @@ def discreet(message: Message, context: Context, call_next: ClientAppCallable) -
         return call_next(message, context)
     except FedloraError as error:
         getLogger(__name__).warning("%s: %s", asked.site, error)
-        raise RunError(_REASONS.get(type(error), _NO_REASON)) from None
-    except Exception:  # whatever it is, its text may tell of the data
+        raise RunError(said_of(error)) from None
+    except Exception as error:  # whatever it is, its text may tell of the data
         getLogger(__name__).exception("%s cannot answer.", asked.site)
-        raise RunError(_NO_REASON) from None
+        raise RunError(said_of(error)) from None
+
+
+def said_of(error: Exception) -> str:
+    """Return all that a site says of an error."""
+    return _REASONS.get(type(error), _NO_REASON)
 
 
 def receipted(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -151,5 +168,5 @@ def resend(message: Message, context: Context, call_next: ClientAppCallable) -> 
     return reply
 
 
-GUARDS: list[Mod] = [discreet, receipted, resend, gate]
-"""From the outside in."""
+GUARDS: list[Mod] = [discreet, receipted, resend, gate()]
+"""Those of a simulated site, from the outside in."""
