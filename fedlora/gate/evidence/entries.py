@@ -41,7 +41,7 @@ class Received:
     payload: str | None
     """SHA-256 of exactly these bytes; none without a payload."""
     content: str
-    """SHA-256 over all records of the message but evidence, as ``records.digest_of``."""
+    """SHA-256 over all records of the message but evidence, as ``records.digests_of``."""
     recipe: str
     """SHA-256 of the recipe's text, which is kept with the log."""
     spec: str | None
@@ -113,10 +113,12 @@ class Receipted:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A pack was written that pins all entries up to this one."""
+    """A pack is written that pins all entries up to this one: the last that is in it."""
 
     to: str
-    """The file's name."""
+    """The pack's name."""
+    files: Mapping[str, str]
+    """SHA-256 of each file of the pack but the entries and the signed head."""
 
 
 Entry = Configured | Received | Decided | Released | Refused | Receipted | Exported

@@ -11,15 +11,23 @@
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedlora import atomic
 from fedlora.chained_file import EMPTY, Chain, ChainedFile, Head, Kind
 from fedlora.errors import EvidenceError
-from fedlora.gate.evidence.entries import Entry, Logged, Receipted, Released, text_of, walked
+from fedlora.gate.evidence.entries import (
+    Entry,
+    Exported,
+    Logged,
+    Receipted,
+    Released,
+    text_of,
+    walked,
+)
 from fedlora.gate.evidence.signing import PublicKey, Signer
 from fedlora.gate.evidence.statements import Receipt, SignedHead
 
@@ -96,9 +104,7 @@ class EvidenceLog:
 
     def signed_head(self) -> SignedHead:
         """Return how far the log has come, signed: what goes out with each answer."""
-        head, time = self.head(), self._time()
-        facts = {"count": head.count, "hash": head.hash, "site": self.site, "time": time}
-        return SignedHead.sign(self._signer, **facts)
+        return self.sign(self.head())
 
     def require_receipted(self, receipt: Receipt, *, aggregator: PublicKey) -> None:
         """Do nothing but log it if the log has grown from where the aggregator has seen it.
@@ -148,10 +154,40 @@ class EvidenceLog:
             atomic.write_file(path, text)
         return digest
 
-    def lines(self) -> list[str]:
-        """Return the entries as ``Chain.lines``."""
+    def text(self, digest: str) -> str:
+        """Return a text that was kept.
+
+        Raises:
+            EvidenceError: it is not there, or not what was kept.
+        """
+        path = self.folder / TEXTS / digest
+        with suppress(OSError):
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == digest:
+                return content.decode()
+        raise EvidenceError(
+            f"{path}: the recipe or policy with this SHA-256 is not there any more, or is not what "
+            "was kept. Put it back from a backup: entries of the log name it."
+        )
+
+    def pin(
+        self, to: str, files_of: Callable[[Sequence[Logged]], Mapping[str, bytes]]
+    ) -> tuple[Mapping[str, bytes], str, Head]:
+        """Log an export whose files follow from the entries before it.
+
+        Returns:
+            The files, all entries as ``Chain.lines``, and the head that the export has made.
+        """
         with self._transaction() as chain:
-            return list(chain.lines())
+            files = files_of(list(self._walked(chain, EMPTY)))
+            digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            head = self._append(chain, Exported(to=to, files=digests))
+            return files, "".join(chain.lines()), head
+
+    def sign(self, head: Head) -> SignedHead:
+        """Return a head with the gate's signature."""
+        facts = {"count": head.count, "hash": head.hash, "site": self.site, "time": self._time()}
+        return SignedHead.sign(self._signer, **facts)
 
     @contextmanager
     def _transaction(self) -> Iterator[Chain]:

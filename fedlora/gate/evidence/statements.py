@@ -73,24 +73,40 @@ class Statement(Head):
         del facts["signature"]
         return key.signed(_message(self.kind, facts), self.signature)
 
+    def to_json(self) -> bytes:
+        """Return canonical JSON, the signature in base64."""
+        shown = {"signature": base64.b64encode(self.signature).decode()}
+        return canonical(self.facts() | shown) + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: it is something else, or in another spelling.
+        """
+        try:
+            facts = json.loads(text)
+            facts["signature"] = base64.b64decode(facts["signature"], validate=True)
+        except (TypeError, KeyError, RecursionError) as error:
+            raise ValueError(repr(error)) from None
+        statement = cls.read(facts)
+        if statement.to_json() != text:
+            raise ValueError("canonical JSON was expected")
+        return statement
+
     def keep(self, path: Path) -> None:
         """Write it to a small file.
 
         Raises:
             StorageError: it cannot be written.
         """
-        shown = {"signature": base64.b64encode(self.signature).decode()}
-        atomic.write_file(path, canonical(self.facts() | shown), b"\n")
+        atomic.write_file(path, self.to_json())
 
     @classmethod
     def kept(cls, path: Path) -> Self:
         """Read what ``keep`` wrote; errors as ``Head.kept``."""
-        try:
-            facts = json.loads(path.read_text(encoding="ascii"))
-            facts["signature"] = base64.b64decode(facts["signature"], validate=True)
-        except (TypeError, KeyError) as error:
-            raise ValueError(repr(error)) from None
-        return cls.read(facts)
+        return cls.from_json(path.read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from fedlora.chained_file import Head
 from fedlora.errors import FedloraError, RunError, WireError
-from fedlora.privacy.ledger import Head
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 
