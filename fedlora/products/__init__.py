@@ -5,6 +5,7 @@ All of it is computed from the factors, in float64; no matrix of a weight's size
 
 from fedlora.products.algebra import balanced, change_inner, distance, inner, norm
 from fedlora.products.combination import Combined, combine
+from fedlora.products.spectral import spectral_norms
 
 __all__ = [
     "Combined",
@@ -14,4 +15,5 @@ __all__ = [
     "distance",
     "inner",
     "norm",
+    "spectral_norms",
 ]

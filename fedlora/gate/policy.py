@@ -1,0 +1,221 @@
+"""What a site lets itself be asked, and what it lets out: the word of its operator.
+
+A policy is pure: it judges what it is given and remembers nothing. Nothing is allowed that it does
+not name.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import datetime, time
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedlora.adapter import AdapterSpec, AdapterUpdate
+from fedlora.errors import PolicyError
+from fedlora.gate.policy_bounds import Bounds, Digest
+from fedlora.recipe import Recipe
+from fedlora.sections import Count, Name, Section
+
+__all__ = ["AdapterBounds", "ByteBounds", "MetricBound", "Policy"]
+
+_HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
+_SHOWN = 80
+"""Letters that are shown of a name that came from elsewhere."""
+
+
+class AdapterBounds(Section):
+    """How far an adapter that comes in may change the base model."""
+
+    spectral_norm: Annotated[float, Field(gt=0)] = 10
+    """Largest spectral norm of ``scaling * B @ A``, of each module."""
+    growth_per_round: Annotated[float, Field(gt=0)] = 2
+    """By how much a module's may grow in a round."""
+
+
+class ByteBounds(Section):
+    """How much may leave, in bytes of encoded adapters and metrics."""
+
+    per_round: Count = 256_000_000
+    per_day: Count = 4_000_000_000
+
+
+class MetricBound(Section):
+    """A number that may leave by its name, and between which ends, both included."""
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
+    type: Literal["int", "float"]
+    min: float
+    max: float
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, which is above max, {self.max:g}")
+        return self
+
+    def violation(self, value: object) -> str:
+        """Return why a value may not leave by this name; nothing if it may."""
+        if type(value).__name__ != self.type or not isinstance(value, int | float):
+            return f"a number of type {self.type} is allowed, but it is {type(value).__name__}"
+        if not self.min <= value <= self.max:  # not a number is between no two
+            return f"{self.min:g} to {self.max:g} is allowed, but it is {value:g}"
+        return ""
+
+
+_METRICS = (
+    MetricBound(name="train_loss", type="float", min=0, max=1e3),
+    MetricBound(name="eval_loss_sum", type="float", min=-1e9, max=1e9),
+    MetricBound(name="eval_tokens", type="int", min=0, max=1e9),
+)
+
+
+class Policy(Section):
+    """What a site allows; with neither ``recipes`` nor ``bounds`` that is nothing."""
+
+    recipes: Annotated[tuple[Digest, ...], Field(strict=False)] = ()
+    """Digests of the recipes that are allowed as they are, whatever ``bounds`` says."""
+    bounds: Bounds | None = None
+    """Within these, other recipes are allowed too."""
+    approval: Literal["required", "none"] = "required"
+    """Whether a person says yes to each run."""
+    hours: Annotated[str, Field(pattern=_HOURS)] | None = None
+    """When the site works, such as ``20:00-06:00`` by its own clock; by default at any time."""
+    adapter: AdapterBounds = AdapterBounds()
+    update_norm: Annotated[float, Field(gt=0)] = 100
+    """Largest Frobenius norm of an update that leaves, over all of its factors."""
+    bytes: ByteBounds = ByteBounds()
+    metrics: Annotated[tuple[MetricBound, ...], Field(strict=False)] = _METRICS
+    """The only numbers besides an update that may leave; fewer under privacy (``inspection``)."""
+
+    @model_validator(mode="after")
+    def _is_clear(self) -> Self:
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError("metrics: a name is given twice: keep one of them")
+        if self.hours and len(set(self.hours.split("-"))) == 1:
+            raise ValueError("hours: both ends are the same: remove hours, or choose another end")
+        return self
+
+    def require_recipe(self, recipe: Recipe, spec: AdapterSpec, *, site: Name) -> None:
+        """Do nothing if a recipe may be trained here.
+
+        Args:
+            recipe: as the aggregator sent it.
+            spec: of its global adapter, as the recipe was locked to.
+            site: this one.
+
+        Raises:
+            PolicyError: it may not; each reason is named.
+        """
+        broken = list(_contradictions(recipe, spec, site=site))
+        if recipe.digest not in self.recipes:
+            if self.bounds:
+                broken += self.bounds.violations(recipe, spec, site=site)
+            else:
+                known = "is none of policy.recipes" if self.recipes else "is not in the policy"
+                broken.append(
+                    f"recipe {recipe.digest} {known}, which has no bounds either: add its digest "
+                    "to policy.recipes to allow it"
+                )
+        _require_none(broken, of="this recipe")
+
+    def require_now(self, now: datetime) -> None:
+        """Do nothing if the site works at this time.
+
+        Args:
+            now: by the site's own clock; its time zone is not looked at.
+
+        Raises:
+            PolicyError: it does not.
+        """
+        if self.hours is None:
+            return
+        begin, end = map(time.fromisoformat, self.hours.split("-"))
+        clock = now.time()
+        within = begin <= clock < end if begin < end else clock >= begin or clock < end
+        if not within:
+            _require_none(
+                [f"hours: {self.hours} is allowed, but it is {clock:%H:%M}"], of="work now"
+            )
+
+    def require_room(self, asked: int, *, sent_in_round: int, sent_today: int) -> None:
+        """Do nothing if so many more bytes may leave.
+
+        Args:
+            asked: bytes of the next answer.
+            sent_in_round: what left before for the same run and round.
+            sent_today: what left before on this day, for whatever run.
+
+        Raises:
+            PolicyError: they may not.
+        """
+        _require_none(
+            [
+                f"bytes.{key}: {most:,} is allowed, but {sent:,} were sent and {asked:,} more are "
+                "to be"
+                for key, most, sent in (
+                    ("per_round", self.bytes.per_round, sent_in_round),
+                    ("per_day", self.bytes.per_day, sent_today),
+                )
+                if sent + asked > most
+            ],
+            of="so many bytes",
+        )
+
+    def require_update(self, update: AdapterUpdate) -> None:
+        """Do nothing if an update is of a size that may leave.
+
+        Raises:
+            PolicyError: it is larger, or not finite.
+        """
+        norm = update.norm()
+        if not norm <= self.update_norm:
+            allowed = f"at most {self.update_norm:g} is allowed"
+            _require_none([f"update_norm: {allowed}, but it is {norm:.4g}"], of="this update")
+
+    def require_metrics(self, metrics: Mapping[str, object]) -> None:
+        """Do nothing if each metric is named, and of the type and in the range that is.
+
+        Raises:
+            PolicyError: one is not.
+        """
+        allowed = {metric.name: metric for metric in self.metrics}
+        broken = []
+        for name, value in metrics.items():
+            if name not in allowed:
+                broken.append(
+                    f"metrics: {', '.join(allowed) or 'none'} is allowed, but {name!r:.{_SHOWN}} "
+                    "is to leave"
+                )
+            elif reason := allowed[name].violation(value):
+                broken.append(f"metrics.{name}: {reason}")
+        _require_none(broken, of="these metrics")
+
+
+def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable[str]:
+    """Yield what no policy can allow: an adapter that is not the recipe's, or a site that is not.
+
+    Without this, bounds on a recipe would say nothing of what is trained.
+    """
+    if site not in {dataset.site for dataset in recipe.datasets}:
+        yield f"datasets: site {site} is expected, but the recipe gives it no dataset"
+    if spec.rank != recipe.rank:
+        yield f"adapter: rank {recipe.rank} is the recipe's, but {spec.rank} is asked"
+    if not math.isclose(spec.scaling, recipe.lora_alpha / recipe.lora_r):
+        asked = f"{spec.scaling:g} is asked"
+        yield f"adapter: scaling {recipe.lora_alpha / recipe.lora_r:g} is the recipe's, but {asked}"
+    shapes: dict[str, list[str]] = {}
+    for tensor in spec.tensors:
+        shapes.setdefault(tensor.module, []).append(tensor.factor)
+        if tensor.shape[0 if tensor.factor == "A" else 1] != spec.rank:
+            yield f"adapter: {tensor.name!r:.{_SHOWN}} is not of rank {spec.rank}"
+    for module, factors in shapes.items():
+        if sorted(factors) != ["A", "B"]:
+            yield f"adapter: {module!r:.{_SHOWN}} has not one A and one B"
+
+
+def _require_none(broken: Iterable[str], *, of: str) -> None:
+    lines = "".join(f"\n  {line}" for line in broken)
+    if lines:
+        raise PolicyError(f"The site's policy does not allow {of}:{lines}")

@@ -1,0 +1,150 @@
+"""What a recipe may ask of a site, bound by bound: the part of a policy that judges recipes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from fedlora.adapter import AdapterSpec
+from fedlora.methods import Method
+from fedlora.recipe import Recipe
+from fedlora.sections import Count, PrivacyUnit, Section, Strings
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""SHA-256 in hexadecimal."""
+
+_PROTECTION: Sequence[PrivacyUnit] = ("none", "client", "example")
+"""Privacy units by what they hide from the aggregator; with ``client`` it sees each update."""
+
+_SHOWN = 80
+"""Letters that are shown of what the aggregator wrote."""
+
+
+class AllowedBase(Section):
+    """A base model that may be trained on."""
+
+    digest: Digest
+    """``AdapterSpec.base_digest``: weights, configuration, tokenizer and chat template."""
+    name: str = ""
+    """For people; the digest decides."""
+
+
+class Range(Section):
+    """Whole numbers between two ends, both included."""
+
+    min: Count
+    max: Count
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, which is above max, {self.max}")
+        return self
+
+
+class LeastPrivacy(Section):
+    """The least that a recipe must promise, by its own keys; the ledger keeps the account."""
+
+    unit: PrivacyUnit
+    """``example``: only that. ``client``: that too, which trusts the aggregator. ``none``: any."""
+    max_epsilon: Annotated[float, Field(gt=0)] = 8
+    """Of a run; not asked of ``unit: none``, which has no ε."""
+    max_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
+class Bounds(Section):
+    """Within these a recipe is allowed without being named; both ends are included."""
+
+    base_models: Annotated[tuple[AllowedBase, ...], Field(strict=False, min_length=1)] = Field(
+        description="name the digest of each base model that may be trained on"
+    )
+    privacy: LeastPrivacy = Field(description="say the least that must be promised: {unit: …}")
+    objectives: Annotated[tuple[Literal["sft"], ...], Field(strict=False, min_length=1)] = ("sft",)
+    """What may be learned from rows; recipes have no other objective yet."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    """At most."""
+    batch_size: Range = Range(min=8, max=1024)
+    """Examples behind one optimiser step: gradients of few of them can be inverted."""
+    local_steps: Count = 200
+    """At most, in a round."""
+    rounds: Count = 100
+    """At most."""
+    lora_r: Count = 64
+    """At most: of what this site trains, and of the global adapter."""
+    modules: Literal["all-linear"] | Annotated[Strings, Field(min_length=1)] = "all-linear"
+    """Modules that may be adapted, as in ``lora_target_modules``: a path, or the end of one."""
+    train_on_inputs: bool = False
+    """Whether prompts may be learned too."""
+    sequence_len: Count = 4096
+    """At most."""
+    seeds: Literal["any"] | Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = "any"
+    methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = get_args(Method)
+
+    def violations(self, recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterator[str]:
+        """Yield each bound that a recipe breaks: its key, what is allowed, and what is asked.
+
+        Args:
+            recipe: as the aggregator sent it.
+            spec: of its global adapter.
+            site: this one.
+        """
+        yield from self._of_base(recipe, spec)
+        yield from self._of_privacy(recipe)
+        yield from self._of_adapter(recipe, spec, site=site)
+        federation, size = recipe.federation, self.batch_size
+        for key, most, asked in (
+            ("learning_rate", self.learning_rate, recipe.learning_rate),
+            ("local_steps", self.local_steps, federation.local_steps),
+            ("rounds", self.rounds, federation.rounds),
+            ("sequence_len", self.sequence_len, recipe.sequence_len),
+        ):
+            if asked > most:
+                yield _line(key, f"at most {most:g}", f"{asked:g}")
+        if not size.min <= recipe.batch_size <= size.max:
+            yield _line("batch_size", f"{size.min} to {size.max}", str(recipe.batch_size))
+        if recipe.train_on_inputs and not self.train_on_inputs:
+            yield _line("train_on_inputs", "false", "true")
+        if self.seeds != "any" and recipe.seed not in self.seeds:
+            yield _line("seeds", ", ".join(map(str, self.seeds)), str(recipe.seed))
+        if federation.method not in self.methods:
+            yield _line("methods", ", ".join(self.methods), federation.method)
+
+    def _of_base(self, recipe: Recipe, spec: AdapterSpec) -> Iterator[str]:
+        known = [base.digest for base in self.base_models]
+        if spec.base_digest not in known:
+            allowed = ", ".join(base.name or base.digest[:12] for base in self.base_models)
+            asked = f"{recipe.base_model!r:.{_SHOWN}} of digest {spec.base_digest!r:.{_SHOWN}}"
+            yield _line("base_models", allowed, asked)
+
+    def _of_privacy(self, recipe: Recipe) -> Iterator[str]:
+        least, asked = self.privacy, recipe.privacy
+        if _PROTECTION.index(asked.unit) < _PROTECTION.index(least.unit):
+            allowed = " or ".join(reversed(_PROTECTION[_PROTECTION.index(least.unit) :]))
+            yield _line("privacy.unit", allowed, asked.unit)
+        if asked.epsilon is not None and asked.epsilon > least.max_epsilon:
+            yield _line(
+                "privacy.max_epsilon", f"at most {least.max_epsilon:g}", f"{asked.epsilon:g}"
+            )
+        if asked.delta is not None and asked.delta > least.max_delta:
+            yield _line("privacy.max_delta", f"at most {least.max_delta:g}", f"{asked.delta:g}")
+
+    def _of_adapter(self, recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterator[str]:
+        rank = max(spec.rank, recipe.rank, recipe.rank_of(site))
+        if rank > self.lora_r:
+            yield _line("lora_r", f"at most {self.lora_r}", str(rank))
+        if self.modules == "all-linear":
+            return
+        allowed = tuple(self.modules)
+        asked = {tensor.module for tensor in spec.tensors}
+        if others := sorted(module for module in asked if not _named(module, allowed)):
+            more = f" and {len(others) - 1} others" if others[1:] else ""
+            yield _line("modules", ", ".join(allowed), f"{others[0]!r:.{_SHOWN}}{more}")
+
+
+def _named(module: str, names: Sequence[str]) -> bool:
+    """Tell whether a module is one of those named, by its path or the end of it."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _line(key: str, allowed: str, asked: str) -> str:
+    return f"bounds.{key}: {allowed} is allowed, but {asked} is asked"

@@ -1,0 +1,123 @@
+"""``site.yaml``: what a site's operator says of data, device, trainer and policy."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedlora.document import Document
+from fedlora.errors import PolicyError, RecipeError
+from fedlora.gate.policy import Policy
+from fedlora.recipe import EMBEDDED, Recipe
+from fedlora.sections import STANDARD_LIBRARY, Dataset, Name, Section
+
+
+class TrainerConfiguration(Section):
+    """The process that sees the data."""
+
+    isolation: Literal["required", "none"] = "required"
+    """``none`` lets it run with network and keys where the platform cannot keep them from it."""
+    user: Annotated[int, Field(ge=1, lt=2**32 - 1)] = 64201
+    """Numeric id of the user that it runs as, which owns nothing else."""
+
+
+class SiteConfiguration(Section):
+    """The operator's word."""
+
+    site: Name = Field(description="the name that the aggregator's operator admitted")
+    data: Annotated[tuple[Dataset, ...], Field(strict=False, min_length=1)] = Field(
+        description="name the files to train on, such as data: [{path: rows.jsonl}]"
+    )
+    """Of each, ``path``, ``type`` and ``packages``; relative paths begin at ``site.yaml``."""
+    base_model: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of the base model on this host; without it only the embedded one is there."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    trainer: TrainerConfiguration = TrainerConfiguration()
+    policy: Policy = Field(
+        description="without a policy nothing runs here; say what is allowed, see docs/security.md"
+    )
+
+    @model_validator(mode="after")
+    def _data_is_the_sites(self) -> Self:
+        for number, dataset in enumerate(self.data, start=1):
+            for key in ("site", "lora_r", "records"):
+                if getattr(dataset, key) is not None:
+                    raise ValueError(f"data[{number}].{key} is said by recipes: remove it")
+        return self
+
+
+def read_site(path: Path) -> SiteConfiguration:
+    """Read a site's configuration, with its paths made absolute.
+
+    Raises:
+        PolicyError: the file is missing, is not YAML, has no policy, or a key is unknown or wrong;
+            the file, the line and the key are named.
+    """
+    try:
+        document = Document.read(path.read_text(encoding="utf-8"), source=str(path))
+        site = SiteConfiguration.model_validate(document.values)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(
+            f"{path}: the site's configuration cannot be read ({error}). Without it nothing runs "
+            "here; client/site.example.yaml shows one."
+        ) from None
+    except RecipeError as error:
+        raise PolicyError(str(error)) from None
+    except ValidationError as error:
+        raise PolicyError(document.explain(error, model=SiteConfiguration)) from None
+    folder = path.resolve().parent
+    data = [
+        dataset.model_copy(update={"path": _located(dataset.path, folder)}) for dataset in site.data
+    ]
+    base = site.base_model and _located(site.base_model, folder)
+    return site.model_copy(update={"data": tuple(data), "base_model": base})
+
+
+def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
+    """Return a recipe as the site's trainer plays it: on the operator's data, base and device.
+
+    Guarantees:
+        No path of the recipe's for this site, and none of a base model, is left in it. Rank and
+        declared records of each site, and the order of the sites, stay.
+
+    Raises:
+        PolicyError: the recipe does not name this site, or names a base model that ``site.yaml``
+            does not say where to find.
+    """
+    declared = [dataset for dataset in recipe.datasets if dataset.site == site.site]
+    if not declared:
+        raise PolicyError(
+            f"The recipe has no dataset of site {site.site}, only of "
+            f"{', '.join(recipe.site_names)}: it asks nothing of this site."
+        )
+    if site.base_model is None and recipe.base_model != EMBEDDED:
+        raise PolicyError(
+            f"The recipe's base model is {recipe.base_model!r:.80}: name the folder where it is on "
+            "this host as base_model in site.yaml."
+        )
+    records = sum(dataset.records or 0 for dataset in declared) or None
+    rank = declared[0].lora_r
+    own = [
+        dataset.model_copy(
+            update={
+                "site": site.site,
+                "lora_r": rank,
+                "records": None if position else records,
+            }
+        )
+        for position, dataset in enumerate(site.data)
+    ]
+    place = recipe.datasets.index(declared[0])
+    before = recipe.datasets[:place]
+    after = [dataset for dataset in recipe.datasets[place:] if dataset.site != site.site]
+    update: dict[str, object] = {"datasets": (*before, *own, *after), "device": site.device}
+    if site.base_model is not None:
+        update |= {"base_model": site.base_model, "base_model_revision": None}
+    return recipe.model_copy(update=update)
+
+
+def _located(path: str, folder: Path) -> str:
+    """Return a path as it is found from any working folder."""
+    if path in (STANDARD_LIBRARY, EMBEDDED):
+        return path
+    return str((folder / Path(path).expanduser()).resolve())
