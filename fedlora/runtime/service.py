@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.runtime import launcher, service_state
-from fedlora.runtime.service_log import ServiceLog, tell
+from fedlora.runtime.log import warn
+from fedlora.runtime.service_log import ServiceLog
 from fedlora.runtime.service_state import Phase, Process, ServiceState
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 60.0
@@ -35,6 +36,7 @@ class Service:
 
     name: str
     command: Sequence[str]
+    """The first part is an absolute path."""
     environment: Mapping[str, str]
     """All of it: nothing of the supervisor's own environment comes through."""
     user: tuple[int, int] | None = None
@@ -65,7 +67,7 @@ class Keeper:
         self._service = service
         self._listening = listening
         self._changed = changed
-        self._log = ServiceLog(log, alarm=lambda line: self._tell("warning", line))
+        self._log = ServiceLog(log, alarm=self._warn)
         self.state = ServiceState(name=service.name)
 
     async def keep(self) -> None:
@@ -78,7 +80,7 @@ class Keeper:
                 if time.monotonic() - began >= _HEALTHY:
                     delay = _FIRST_DELAY
                 self._enter("waiting", retry_at=time.time() + delay)
-                self._tell("warning", f"ended: {self.state.last_exit}; starts again in {delay:g} s")
+                self._warn(f"ended: {self.state.last_exit}; starts again in {delay:g} s")
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
                 self.state.restarts += 1
@@ -111,19 +113,15 @@ class Keeper:
 
     def _start(self) -> subprocess.Popen[bytes]:
         handle = self._listening.fileno() if self._listening else None
-        socket_argument = "-" if handle is None else str(handle)
-        user, group = self._service.user or (None, None)
+        user = "-" if self._service.user is None else "{}:{}".format(*self._service.user)
         self._log.last_words.clear()
         return subprocess.Popen(
             [
-                *(sys.executable, "-I", "-S", launcher.__file__, str(os.getpid())),
-                *(socket_argument, *self._service.command),
+                *(sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), user),
+                *("-" if handle is None else str(handle), *self._service.command),
             ],
             env=dict(self._service.environment),
             cwd="/",
-            user=user,
-            group=group,
-            extra_groups=None if user is None else [],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -140,7 +138,7 @@ class Keeper:
                 if self.state.state == "starting":
                     self._enter("running", process=self.state.process)
             elif time.monotonic() - well > service.patience:
-                self._tell("error", f"did not answer for {service.patience:g} s: killed")
+                self._warn(f"did not answer for {service.patience:g} s: killed")
                 service_state.kill(pid, signal.SIGKILL)
                 return
             await asyncio.sleep(_LOOK)
@@ -156,8 +154,8 @@ class Keeper:
         self.state.since, self.state.retry_at = time.time(), retry_at
         self._changed()
 
-    def _tell(self, level: str, event: str) -> None:
-        tell(level, event, service=self._service.name)
+    def _warn(self, event: str) -> None:
+        warn(event, service=self._service.name)
 
 
 async def _answers(service: Service) -> bool:

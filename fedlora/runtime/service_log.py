@@ -1,14 +1,12 @@
-"""What a service says: in a file that stays small, and on the supervisor's own log if it is bad."""
+"""What a service says: kept in files that stay small, and passed on if it is bad."""
 
 import asyncio
-import json
 import os
 import re
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -23,15 +21,11 @@ _LEFT = 32
 """Chunks that are read after the end: a pipe holds one, or what it was told to hold."""
 _LAST_WORDS = 30
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
-_ALARM = re.compile(r"\b(WARN|WARNING|ERROR|CRITICAL|FATAL)\b|^Traceback|^\w+(Error|Exception)\b")
-
-
-def tell(level: str, event: str, **facts: object) -> None:
-    """Write one line of JSON to standard error, if that can be written to."""
-    line = {"time": _now(), "level": level, "event": event} | facts
-    with suppress(OSError, ValueError):
-        sys.stderr.write(json.dumps(line) + "\n")
-        sys.stderr.flush()
+_ALARM = re.compile(
+    r"""^(WARN|WARNING|ERROR|CRITICAL|FATAL)\b|^Traceback|^[\w.]+(Error|Exception)\b"""
+    r"""|"level": "(warning|error|critical)\""""
+)
+"""As Flower, Python and our own processes (``fedlora.runtime.log``) begin what is bad."""
 
 
 class ServiceLog:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from fedlora import atomic
 
@@ -72,11 +72,7 @@ class Supervision:
         """Read the file that a supervisor writes; none if there is none, or none that it wrote."""
         try:
             values = json.loads(path.read_bytes())
-            services = [
-                ServiceState(**state | {"process": process and Process(**process)})
-                for state in values["services"]
-                for process in [state["process"]]
-            ]
+            services = [_service(state) for state in values["services"]]
             return cls(supervisor=Process(**values["supervisor"]), services=services)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -98,6 +94,13 @@ class Supervision:
         return [state.name for state in left]
 
 
+def _service(values: dict[str, Any]) -> ServiceState:
+    process, words = values["process"], values["last_words"]
+    return ServiceState(
+        **values | {"process": process and Process(**process), "last_words": tuple(words)}
+    )
+
+
 def kill(leader: int, number: int) -> None:
     """Send a signal to a service's process and all that it started."""
     with suppress(ProcessLookupError):
@@ -106,17 +109,23 @@ def kill(leader: int, number: int) -> None:
 
 def suspended(leader: int) -> bool:
     """Tell whether a service's process, or one that it started, was stopped by a signal."""
-    return any(facts[0] in "Tt" for facts in _session(leader))
+    return any(facts[0] in "Tt" for facts in _family(leader))
 
 
-def _session(leader: int) -> Iterator[list[str]]:
-    """Yield the facts of the processes of a session."""
+def _family(leader: int) -> Iterator[list[str]]:
+    """Yield the facts of a process and of all that descend from it."""
+    children: dict[int, list[int]] = {}
+    facts: dict[int, list[str]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):
-                facts = _facts(int(entry.name))
-                if int(facts[3]) == leader:
-                    yield facts
+            with suppress(OSError):  # it has ended since
+                facts[int(entry.name)] = _facts(int(entry.name))
+                children.setdefault(int(facts[int(entry.name)][1]), []).append(int(entry.name))
+    line = [leader] if leader in facts else []
+    while line:
+        pid = line.pop()
+        yield facts[pid]
+        line += children.get(pid, [])
 
 
 def _facts(pid: int) -> list[str]:

@@ -22,8 +22,8 @@ from typing import BinaryIO
 
 from fedlora.atomic import storage_errors
 from fedlora.errors import RunError, StorageError
+from fedlora.runtime.log import say, warn
 from fedlora.runtime.service import Keeper, Service
-from fedlora.runtime.service_log import tell
 from fedlora.runtime.service_state import Process, Supervision
 
 
@@ -47,7 +47,7 @@ def supervise(services: Sequence[Service], *, folder: Path) -> None:
     with _alone(folder / "run" / "supervisor.lock"):
         before = Supervision.read(services_file(folder))
         for name in before.clear() if before else ():
-            tell("warning", "killed, a supervisor that was killed had left it", service=name)
+            warn("killed: a supervisor that was killed had left it", service=name)
         sockets = {s.name: _listen(s.listen, folder) for s in services if s.listen}
         try:
             asyncio.run(_Supervisor(services, folder=folder, sockets=sockets).run())
@@ -124,7 +124,7 @@ class _Supervisor:
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
-        tell("info", "started", pid=os.getpid())
+        say("started", pid=os.getpid())
         tasks = [loop.create_task(keeper.keep()) for keeper in self._keepers]
         waiting = loop.create_task(asked.wait())
         await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -132,7 +132,7 @@ class _Supervisor:
             task.cancel()
             await asyncio.wait([task])
         waiting.cancel()
-        tell("info", "stopped")
+        say("stopped")
         for task in tasks:
             if not task.cancelled():
                 task.result()  # a keeper never ends by itself: this raises what ended it
@@ -142,4 +142,4 @@ class _Supervisor:
         try:
             Supervision(supervisor=self._self, services=states).write(self._file)
         except StorageError as error:
-            tell("error", str(error))
+            warn(str(error))

@@ -19,9 +19,10 @@ _SUPERVISE = """
 import json, os, sys
 from pathlib import Path
 from fedlora.errors import FedloraError
-from fedlora.runtime import service
+from fedlora.runtime import log, service
 from fedlora.runtime.supervisor import supervise
 service._GRACE = 1.0
+log.start("supervisor")
 folder, services = Path(sys.argv[1]), json.loads(sys.argv[2])
 for values in services:
     values.setdefault("environment", {"PATH": os.environ["PATH"], "OUT": str(folder)})
@@ -38,7 +39,7 @@ except FedloraError as error:
 
 def shell(name: str, script: str, **values: Any) -> dict[str, Any]:
     """Return a service that runs a script of the shell; ``$OUT`` is the supervisor's folder."""
-    return {"name": name, "command": ["sh", "-c", script], **values}
+    return {"name": name, "command": ["/bin/sh", "-c", script], **values}
 
 
 @dataclass(frozen=True)

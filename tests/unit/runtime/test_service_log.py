@@ -1,11 +1,10 @@
 """What services say is kept, within bounds, and alarms are passed on."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from fedlora.runtime.service_log import ServiceLog, tell
+from fedlora.runtime.service_log import ServiceLog
 
 
 def lines(path: Path) -> list[str]:
@@ -29,6 +28,8 @@ def test_lines_come_whole_without_colours_and_with_their_time(tmp_path: Path) ->
         ("WARNING :   retrying", True),
         ("Traceback (most recent call last):", True),
         ("ValueError: x", True),
+        ('{"level": "warning", "event": "x"}', True),
+        ("torch.OutOfMemoryError: x", True),
         ("INFO : no errors", False),
         ("loss 0.3, warned nobody", False),
     ],
@@ -77,11 +78,3 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(tmp_path: Path) -> None:
     ServiceLog(tmp_path / "a.log", alarm=lambda _: None).write(b"one\n")
 
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_events_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """With time and level, whatever a service said."""
-    tell("warning", 'it said "\n"', service="gate")
-
-    told = json.loads(capsys.readouterr().err)
-    assert (told["level"], told["event"], told["service"]) == ("warning", 'it said "\n"', "gate")
