@@ -64,6 +64,29 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def private_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends without an error.
+
+    Its owner alone can enter it, and its files keep their rights. An empty folder at ``path`` is
+    replaced.
+
+    Raises:
+        StorageError: something else is at ``path``, or it cannot be written; nothing half-written
+            stays.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's errors about ``path`` into a ``StorageError`` that helps."""
     try:

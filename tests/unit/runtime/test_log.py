@@ -23,8 +23,8 @@ def test_an_error_carries_its_traceback():
     """What went wrong is on the same line."""
     record = logging.makeLogRecord({"msg": "failed"})
     try:
-        raise ValueError("why")
+        int("why")
     except ValueError:
         record.exc_info = sys.exc_info()
     said = json.loads(JsonFormatter("front").format(record))
-    assert "ValueError: why" in said["traceback"]
+    assert "ValueError: invalid literal" in said["traceback"]

@@ -1,0 +1,54 @@
+"""Letting a site take part, and refusing it from then on."""
+
+import hmac
+
+from fedlora.errors import EnrolmentError
+from fedlora.runtime.server.control import Control
+from fedlora.runtime.server.directory import Directory
+from fedlora.runtime.server.folder import ServerFolder
+
+
+def admit(folder: ServerFolder, site: str, *, fingerprint: str) -> int:
+    """Let a site take part whose fingerprint was compared, and return its node id.
+
+    Again, it mends what is missing: a SuperLink that lost its database knows the site anew.
+
+    Raises:
+        EnrolmentError: the site has not sent its keys, they are others, or it was revoked.
+        RunError: SuperLink does not answer.
+    """
+    directory = Directory(folder)
+    entry = directory.entry(site)
+    if entry.state == "revoked":
+        raise EnrolmentError(
+            f"Site {site} was revoked ({entry.reason}). Invite it anew: "
+            f"fedlora server invite {site}; it must make new keys."
+        )
+    if entry.node_key is None or entry.fingerprint is None:
+        raise EnrolmentError(
+            f"Site {site} has not sent its keys yet. Its operator runs fedlora client enroll with "
+            f"{folder.bundle(site)}."
+        )
+    if not hmac.compare_digest(entry.fingerprint, fingerprint):
+        raise EnrolmentError(
+            f"Site {site} sent keys with the fingerprint {entry.fingerprint}, not {fingerprint}. "
+            "Somebody else may have used its bundle: ask its operator by another channel, and if "
+            f"it is not theirs, invite the site anew: fedlora server invite {site}."
+        )
+    with Control(folder) as control:
+        node_id = control.register(entry.node_key)
+    directory.admit(site, expected=fingerprint, node_id=node_id)
+    return node_id
+
+
+def revoke(folder: ServerFolder, site: str, *, reason: str) -> None:
+    """Refuse a site from now on: the front at once, then SuperLink.
+
+    Raises:
+        EnrolmentError: the site is not known.
+        RunError: SuperLink does not answer; the front refuses the site all the same.
+    """
+    entry = Directory(folder).revoke(site, reason=reason)
+    if entry.node_id is not None:
+        with Control(folder) as control:
+            control.unregister(entry.node_id)

@@ -1,0 +1,107 @@
+"""``aggregator.yaml``: the names and ports of an aggregator."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedlora.document import Document, write_yaml
+from fedlora.errors import RunError
+from fedlora.sections import Section
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Host = Annotated[
+    str,
+    Field(
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:[0-9]{1,5})?$",
+    ),
+]
+"""A name or an address, an IPv6 one in brackets, with a port if it is not ``port``."""
+
+
+class Configuration(Section):
+    """An aggregator's names and ports."""
+
+    hosts: Annotated[tuple[Host, ...], Field(strict=False, min_length=1)]
+    """How sites reach the front: NAME or NAME:PORT. Join bundles carry the first."""
+    listen: Annotated[IPv4Address | IPv6Address, Field(strict=False)] = IPv4Address(0)
+    """The address that the front listens on; by default each of the host's."""
+    port: Port = 9443
+    """The port that the front listens on: the only one that sites need."""
+    superlink_port: Port = 9092
+    """Flower's SuperLink, on loopback."""
+    metrics_port: Port = 9464
+    """Health and metrics, on loopback."""
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if len({self.port, self.superlink_port, self.metrics_port}) < 3:
+            raise ValueError("port, superlink_port and metrics_port must be three different ports")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where sites find the front: ``host:port``."""
+        name, port = _split(self.hosts[0])
+        return f"{name}:{port or self.port}"
+
+    @property
+    def superlink_address(self) -> str:
+        """Where SuperLink answers this host's own processes."""
+        return f"127.0.0.1:{self.superlink_port}"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names and addresses that the front's certificate is for."""
+        return tuple(dict.fromkeys(_split(host)[0].strip("[]") for host in self.hosts))
+
+    @classmethod
+    def of(cls, hosts: Sequence[str]) -> Self:
+        """Return the configuration of a front that listens where its first name says.
+
+        Raises:
+            RunError: a name is none.
+        """
+        text = write_yaml({"hosts": list(hosts)})
+        first = cls.from_yaml(text, source="--host")
+        port = _split(hosts[0])[1]
+        chosen = f"{text}port: {port}\n" if port else text
+        return first if chosen == text else cls.from_yaml(chosen, source="--host")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read ``aggregator.yaml``.
+
+        Raises:
+            RunError: there is none, or a key is missing, unknown or wrong.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"{path.parent}: this is not an aggregator's folder (no {path.name}: "
+                f"{error.strerror}). Make one with fedlora server init."
+            ) from error
+        return cls.from_yaml(text, source=str(path))
+
+    @classmethod
+    def from_yaml(cls, text: str, *, source: str) -> Self:
+        """Read a configuration from YAML.
+
+        Raises:
+            RecipeError: it is not YAML, or gives a key twice.
+            RunError: a key is missing, unknown or wrong.
+        """
+        document = Document.read(text, source=source)
+        try:
+            return cls.model_validate(document.values)
+        except ValidationError as error:
+            raise RunError(document.explain(error, model=cls)) from error
+
+
+def _split(host: str) -> tuple[str, str]:
+    """Return the name and the port of ``name:port``, of which the port may be missing."""
+    name, separator, port = host.rpartition(":")
+    return (name, port) if separator and "]" not in port else (host, "")
