@@ -75,7 +75,7 @@ class Federation(Section):
     rounds: Count = 8
     local_steps: Count = 15
     """Optimiser steps of each client in each round."""
-    sites: Count | None = None
+    sites: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Number of sites; by default as many as the datasets name, or 4 if they name none."""
     cohort_size: Count | None = None
     """Clients drawn for each round; by default all."""

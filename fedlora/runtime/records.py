@@ -3,18 +3,22 @@
 The aggregator's instruction holds the resolved recipe, the run, the round and, except when it asks
 who is there, the encoded global adapter. A site's reply holds its name, or allow-listed metrics
 and, after training, one encoded update. Where sites protect examples, the reply also says how far
-the site's ledger has come, and the instruction how far the aggregator has seen it come.
+the site's ledger has come, and the instruction how far the aggregator has seen it come. Of a
+deployed site's evidence log both say the same, each signed.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedlora.chained_file import Head
 from fedlora.errors import WireError
-from fedlora.privacy.ledger import Head
+from fedlora.gate.evidence.statements import Receipt, SignedHead, Statement
 from fedlora.recipe import Recipe
 from fedlora.sections import NAME
 from fedlora.wire.codec import Envelope
@@ -26,6 +30,9 @@ _RUN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 """Regular expression of a run's name: a recipe's, and when it began."""
 
 _ADAPTER, _TASK, _METRICS, _SITE, _LEDGER = "adapter", "task", "metrics", "site", "ledger"
+_EVIDENCE = "evidence"
+
+_Statement = TypeVar("_Statement", bound=Statement)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,82 @@ def head_of(content: RecordDict) -> Head:
         "The message does not say how far the site's ledger has come: a count of rows and the "
         "SHA-256 of the last were expected, and nothing else."
     )
+
+
+def add_evidence(content: RecordDict, statement: Statement) -> None:
+    """Say in a message how far a site's evidence log has come: a signed head, or a receipt."""
+    content[_EVIDENCE] = ConfigRecord(statement.facts())
+
+
+def signed_head_of(content: RecordDict) -> SignedHead:
+    """Return how far a site's evidence log has come, as its reply says.
+
+    Raises:
+        WireError: it does not, or says something else; the signature is not looked at.
+    """
+    return _statement_of(content, SignedHead)
+
+
+def receipt_of(content: RecordDict) -> Receipt:
+    """Return how far the aggregator has seen the evidence log come, as an instruction says.
+
+    Raises:
+        WireError: as ``signed_head_of``.
+    """
+    return _statement_of(content, Receipt)
+
+
+def _statement_of(content: RecordDict, kind: type[_Statement]) -> _Statement:
+    try:
+        return kind.read(dict(content.config_records.get(_EVIDENCE, {})))
+    except ValueError as error:
+        raise WireError(
+            f"The message holds no {kind.kind} of the site's evidence log: {error}."
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """What evidence says of a message's content."""
+
+    size: int
+    """Bytes of its arrays: of the payload, if it is as it should be."""
+    payload: str | None
+    """SHA-256 of the one array's bytes; none if there is not exactly one."""
+    content: str
+    """SHA-256 of all records but the one about evidence."""
+
+
+def digests_of(content: RecordDict) -> Digests:
+    """Return the digests of a message's content.
+
+    Hashed is canonical JSON, by record and key: numbers, texts and truth values as they are, bytes
+    in hexadecimal, an array as ``[dtype, shape, stype, SHA-256 of its bytes]``.
+    """
+    sizes: list[int] = []
+    hashes: list[str] = []
+
+    def shown(value: object) -> Any:  # noqa: ANN401 - whatever JSON has
+        match value:
+            case Array():
+                sizes.append(len(value.data))
+                hashes.append(hashlib.sha256(value.data).hexdigest())
+                return [value.dtype, list(value.shape), value.stype, hashes[-1]]
+            case list():
+                return [shown(each) for each in value]
+            case bytes():
+                return {"hex": value.hex()}
+        return value
+
+    facts = {
+        name: [type(record).__name__, {key: shown(value) for key, value in record.items()}]
+        for name, record in content.items()
+        if name != _EVIDENCE
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    payload = hashes[0] if len(hashes) == 1 else None
+    digest = hashlib.sha256(text.encode("ascii")).hexdigest()
+    return Digests(size=sum(sizes), payload=payload, content=digest)
 
 
 def metrics_of(content: RecordDict) -> dict[str, int | float]:

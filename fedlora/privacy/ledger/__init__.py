@@ -1,7 +1,7 @@
 """What privacy a site has spent: durable, hash-chained, charged before anything is drawn."""
 
+from fedlora.chained_file import EMPTY, Head
 from fedlora.privacy.ledger.book import Balance
-from fedlora.privacy.ledger.file import EMPTY, Head
 from fedlora.privacy.ledger.ledger import Committed, Ledger
 from fedlora.privacy.ledger.rows import DEFAULT_ACCOUNT, ChargeRow, Purpose
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedlora.chained_file import EMPTY, Chain, ChainedFile, Head, Kind
 from fedlora.errors import BudgetError
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger.book import Balance, Book, NewFilter, as_steps, shown
-from fedlora.privacy.ledger.file import EMPTY, Chain, Head, LedgerFile
 from fedlora.privacy.ledger.rows import (
     AccountRow,
     ChargeRow,
@@ -21,6 +21,16 @@ from fedlora.privacy.ledger.rows import (
     require_charge,
     row_of,
     text_of,
+)
+
+LEDGER = Kind(
+    name="ledger",
+    error=BudgetError,
+    if_older=(
+        "What is missing was spent. Put the newest database back. If it is lost, nobody knows what "
+        "its accounts have left: use their data no more."
+    ),
+    if_broken="Nothing can be charged",
 )
 
 
@@ -81,7 +91,7 @@ class Ledger:
         new_filter: NewFilter,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._file = LedgerFile(path)
+        self._file = ChainedFile(path, LEDGER)
         self._clock = clock
         self._book, self._read = Book(new_filter), EMPTY
         self.head()
@@ -245,16 +255,9 @@ class Ledger:
             return [row for row in rows if isinstance(row, ChargeRow) and row.account == account]
 
     def export(self) -> str:
-        """Return all rows as JSON lines with ``row``, ``hash`` and ``content``.
-
-        ``content`` stands there byte for byte as it was hashed: SHA-256 over the 64 characters of
-        the line before's ``hash`` (zeros before the first) and ``content``.
-        """
+        """Return all rows as JSON lines, as ``Chain.lines``."""
         with self._transaction() as chain:
-            return "".join(
-                f'{{"row":{head.count},"hash":"{head.hash}","content":{text.decode()}}}\n'
-                for head, text in chain.after(EMPTY)
-            )
+            return "".join(chain.lines())
 
     @contextmanager
     def _transaction(self) -> Iterator[Chain]:

@@ -7,8 +7,8 @@ from textwrap import shorten
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedlora.chained_file import Head
 from fedlora.errors import FedloraError, RunError, WireError
-from fedlora.privacy.ledger import Head
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 

@@ -1,8 +1,9 @@
-"""The aggregator's receipts: how far it has seen each site's ledger come, in this run or another.
+"""The aggregator's receipts: how far it has seen a log of each site come, in this run or another.
 
-A site mirrors its ledger's head beside the ledger. Putting back yesterday's copy of both is caught
-here: each instruction tells a site the newest head that it ever sent, and one whose ledger does not
-have that row stops before it charges anything.
+A site has two: its privacy ledger, and as a deployed site its evidence log. It mirrors the head of
+each beside the file. Putting back yesterday's copy of both is caught here: each instruction tells a
+site the newest head that it ever sent, and one whose log does not have that row stops before it
+does anything.
 """
 
 import fcntl
@@ -13,27 +14,34 @@ from pathlib import Path
 from typing import Self
 
 from fedlora import atomic
+from fedlora.chained_file import EMPTY, Head
 from fedlora.errors import StorageError, WireError
-from fedlora.privacy.ledger import EMPTY, Head
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.site.memory import FOLDER, SIMULATED
 
 
 class Receipts:
-    """The newest head of each site's ledger, one small file a site.
+    """The newest head of a log of each site, one small file a site.
 
     Guarantees:
         - What ``take`` returned from survives a kill, a power failure, and the end of the run, and
           runs that go on at the same time.
+
+    Args:
+        folder: where the files are; made when the first is written.
+        log: what errors call the log.
+        form: what is taken and kept: a bare head, or one with its signature.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, log: str = "ledger", form: type[Head] = Head) -> None:
         self._folder = folder
+        self._log = log
+        self._form = form
         self._sent: dict[str, Head] = {}
 
     @classmethod
     def of(cls, run: RunFolder) -> Self:
-        """Return the receipts that the runs beside this one share.
+        """Return the receipts of ledgers that the runs beside this one share.
 
         Where sites are simulated, they lie with the sites and so end with their ledgers.
         """
@@ -68,16 +76,16 @@ class Receipts:
     def _take(self, site: str, head: Head, *, newest: Head) -> None:
         if head.count < self._sent[site].count:
             raise WireError(
-                f"{site} says that its ledger has {head.count} rows, but it had "
-                f"{self._sent[site].count} before: an older ledger was put in its place. The site "
-                "has to put the newest one back."
+                f"{site} says that its {self._log} has {head.count} rows, but it had "
+                f"{self._sent[site].count} before: an older {self._log} was put in its place. The "
+                "site has to put the newest one back."
             )
         for seen in (self._sent[site], newest):
             if head.count == seen.count and head.hash != seen.hash:
                 raise WireError(
-                    f"{site} says that row {head.count} of its ledger has the hash "
-                    f"{head.hash[:12]}, but it was {seen.hash[:12]} before: another ledger was put "
-                    "in its place. The site has to put back the one that it wrote last."
+                    f"{site} says that row {head.count} of its {self._log} has the hash "
+                    f"{head.hash[:12]}, but it was {seen.hash[:12]} before: another {self._log} "
+                    "was put in its place. The site has to put back the one that it wrote last."
                 )
         if head.count > newest.count:
             head.keep(self._path(site))
@@ -94,12 +102,12 @@ class Receipts:
 
     def _newest(self, site: str) -> Head:
         try:
-            return Head.kept(self._path(site))
+            return self._form.kept(self._path(site))
         except FileNotFoundError:
             return EMPTY
         except (OSError, ValueError) as error:
             raise StorageError(
-                f"{self._path(site)}: the receipt of the ledger of {site} cannot be read "
+                f"{self._path(site)}: the receipt of the {self._log} of {site} cannot be read "
                 f"({error}). Put the file back from a backup; an older one is better than none."
             ) from None
 

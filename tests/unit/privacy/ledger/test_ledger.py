@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.chained_file import ChainedFile
 from fedlora.errors import BudgetError
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger import Ledger
-from fedlora.privacy.ledger.file import LedgerFile
+from fedlora.privacy.ledger.ledger import LEDGER
 from simulations.campaigns.ledger import StepFilter
 
 STEP = Charge.of_steps(1, sensitivity=1.0, noise_multiplier=1.1, sampling_rate=0.02)
@@ -362,7 +363,7 @@ def test_a_broken_ledger_charges_nothing(ledger, path, reopen):
 @pytest.mark.parametrize("text", ["[]", "3", "{}", "{", '{"kind":"refund"}', '{"kind":"closure"}'])
 def test_a_row_of_a_newer_version_is_refused(ledger, path, reopen, text):
     """What is not understood might be a charge."""
-    with LedgerFile(path).transaction() as chain:
+    with ChainedFile(path, LEDGER).transaction() as chain:
         chain.append(text)
     with pytest.raises(BudgetError, match=r"row 2 says what this version .* Use the version that"):
         reopen()

@@ -1,4 +1,4 @@
-"""The ledger on disk: its chain, its mirror, old databases, full disks."""
+"""A chained file on disk: its chain, its mirror, old databases, full disks."""
 
 import errno
 import os
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.chained_file import EMPTY, Chain, ChainedFile, Head
 from fedlora.errors import BudgetError, StorageError
-from fedlora.privacy.ledger.file import EMPTY, Chain, Head, LedgerFile
+from fedlora.privacy.ledger.ledger import LEDGER
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def mirror(path: Path) -> Path:
 
 def append(path: Path, *texts: str) -> Head:
     """Append each text in a transaction of its own."""
-    file = LedgerFile(path)
+    file = ChainedFile(path, LEDGER)
     for text in texts:
         with file.transaction() as chain:
             head = chain.append(text)
@@ -39,7 +40,7 @@ def append(path: Path, *texts: str) -> Head:
 
 
 def read(path: Path) -> list[bytes]:
-    with LedgerFile(path).transaction() as chain:
+    with ChainedFile(path, LEDGER).transaction() as chain:
         return [text for _, text in chain.after(EMPTY)]
 
 
@@ -56,7 +57,7 @@ def tamper(path: Path, statement: str, *values: str) -> None:
 def test_rows_come_back_in_their_order(path):
     """Each with the head that it makes; the mirror is at the last."""
     last = append(path, "one", "two", "drei ü")
-    with LedgerFile(path).transaction() as chain:
+    with ChainedFile(path, LEDGER).transaction() as chain:
         rows = list(chain.after(EMPTY))
         assert [(head.count, text.decode()) for head, text in rows] == [
             (1, "one"),
@@ -133,7 +134,7 @@ def test_a_restored_database_is_refused(tmp_path, path, went_on, refusal):
 
 def test_a_database_restored_beside_one_that_is_open_is_refused(path):
     """Each transaction looks at the file that is there then."""
-    file = LedgerFile(path)
+    file = ChainedFile(path, LEDGER)
     append(path, "one")
     yesterday = path.read_bytes()
     append(path, "two")
@@ -185,9 +186,10 @@ def test_a_mirror_written_by_hand_as_the_error_says_is_taken(path, mirror):
 DIES_AT_THE_MIRROR = """
 import os, signal, sys
 from pathlib import Path
-from fedlora.privacy.ledger.file import LedgerFile
+from fedlora.chained_file import ChainedFile
+from fedlora.privacy.ledger.ledger import LEDGER
 
-file = LedgerFile(Path(sys.argv[1]))
+file = ChainedFile(Path(sys.argv[1]), LEDGER)
 with file.transaction() as chain:
     os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     chain.append("two")
@@ -251,7 +253,7 @@ def test_an_error_in_a_transaction_leaves_the_rows_of_before(path, mirror):
     """The error passes through, and the next transaction is not kept waiting."""
     append(path, "one")
     mirrored = mirror.read_text()
-    with pytest.raises(KeyError), LedgerFile(path).transaction() as chain:
+    with pytest.raises(KeyError), ChainedFile(path, LEDGER).transaction() as chain:
         append_and_fail(chain)
     assert mirror.read_text() == mirrored
     append(path, "three")
@@ -270,12 +272,12 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
     """The message names the path."""
     (tmp_path / "taken").write_text("")
     with pytest.raises(StorageError, match=r"taken/ledger.sqlite: cannot be written"):
-        LedgerFile(tmp_path / "taken" / "ledger.sqlite")
+        ChainedFile(tmp_path / "taken" / "ledger.sqlite", LEDGER)
 
 
 def test_a_database_that_is_gone_is_a_storage_error(path):
     """Nothing makes a new one in its place behind an open ledger's back."""
-    file = LedgerFile(path)
+    file = ChainedFile(path, LEDGER)
     append(path, "one")
     path.unlink()
     with pytest.raises(StorageError, match="unable to open database file"), file.transaction():
@@ -296,8 +298,8 @@ def test_a_file_of_another_kind_is_no_ledger(path, content):
 
 def test_two_transactions_never_overlap(path, monkeypatch):
     """The second waits, and says so when it has waited for too long."""
-    monkeypatch.setattr("fedlora.privacy.ledger.file._WAIT", 0.1)
-    file = LedgerFile(path)
+    monkeypatch.setattr("fedlora.chained_file._WAIT", 0.1)
+    file = ChainedFile(path, LEDGER)
     with file.transaction() as chain:
         chain.append("one")
         with pytest.raises(StorageError, match=r"database is locked.*for over 0.1 s"):
@@ -308,7 +310,7 @@ def test_two_transactions_never_overlap(path, monkeypatch):
 def test_a_receipt_is_compared_with_the_chain(path):
     """Heads that the chain has passed are fine; longer or other ones are not."""
     heads = [append(path, text) for text in ("one", "two", "three")]
-    with LedgerFile(path).transaction() as chain:
+    with ChainedFile(path, LEDGER).transaction() as chain:
         for seen in (EMPTY, *heads):
             chain.require(seen, by="the aggregator")
         with pytest.raises(BudgetError, match="it has 3 rows, and the aggregator has seen 4"):

@@ -9,12 +9,26 @@ from pathlib import Path
 from typing import Self
 
 from fedlora import atomic
-from fedlora.errors import BudgetError, StorageError
+from fedlora.errors import FedloraError, StorageError
 
 _WAIT = 30
 """Seconds to wait for another process that is writing."""
 _SCHEMA = """CREATE TABLE IF NOT EXISTS rows (
     number INTEGER PRIMARY KEY, content TEXT NOT NULL, hash TEXT NOT NULL)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a chain is to its user: how errors call it, and what they say to do."""
+
+    name: str
+    """What the file is, such as ``ledger``."""
+    error: type[FedloraError]
+    """Raised when the file is not whole, or not the newest."""
+    if_older: str
+    """What is lost with the rows that an older file lacks, and what to do."""
+    if_broken: str
+    """What cannot be done while a row is broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +40,10 @@ class Head:
     hash: str
     """Of the last row, in hexadecimal."""
 
-    def extended(self, text: bytes) -> Self:
+    def extended(self, text: bytes) -> "Head":
         """Return the head after one more row: SHA-256 over the hash before it and its text."""
-        return type(self)(
-            count=self.count + 1, hash=hashlib.sha256(self.hash.encode() + text).hexdigest()
-        )
+        digest = hashlib.sha256(self.hash.encode() + text).hexdigest()
+        return Head(count=self.count + 1, hash=digest)
 
     def keep(self, path: Path) -> None:
         """Write the head to a small file.
@@ -58,11 +71,12 @@ EMPTY = Head(count=0, hash="0" * 64)
 
 
 class Chain:
-    """The rows of a ledger's file inside one transaction."""
+    """The rows of a file inside one transaction. Errors are of the file's ``Kind``."""
 
-    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, database: sqlite3.Connection, path: Path, kind: Kind) -> None:
         self._database = database
         self._path = path
+        self._kind = kind
 
     @property
     def head(self) -> Head:
@@ -76,7 +90,7 @@ class Chain:
         """Yield the rows after ``head``, each with the head that it makes.
 
         Raises:
-            BudgetError: a row is missing or is not what was written; named when it is come to.
+            FedloraError: a row is missing or is not what was written; named when it is come to.
         """
         # CAST: what is hashed are the bytes on disk, whatever type they are said to have
         rows = self._database.execute(
@@ -103,30 +117,39 @@ class Chain:
         """Do nothing if the chain has grown from a head that was seen before, or is at it.
 
         Raises:
-            BudgetError: the chain is shorter, or another.
+            FedloraError: the chain is shorter, or another.
         """
         count = self.head.count
         if count < seen.count:
-            raise BudgetError(
+            raise self._kind.error(
                 f"{self._path}: an older database was restored: it has {count} rows, and {by} has "
-                f"seen {seen.count}. What is missing was spent. Put the newest database back. If "
-                "it is lost, nobody knows what its accounts have left: use their data no more."
+                f"seen {seen.count}. {self._kind.if_older}"
             )
         row = self._database.execute(
             "SELECT CAST(hash AS BLOB) FROM rows WHERE number = ?", (seen.count,)
         ).fetchone()
-        if seen != EMPTY and not (row and _hexadecimal(row[0]) == seen.hash):
-            raise BudgetError(
+        known = _hexadecimal(row[0]) if row else EMPTY.hash if seen.count == 0 else None
+        if seen.hash != known:
+            raise self._kind.error(
                 f"{self._path}: this is another database than {by} has seen: row {seen.count} has "
                 "another hash. One was restored or copied and went on from there. Put back the one "
                 "that this site wrote last."
             )
 
-    def broken(self, number: int, reason: str) -> BudgetError:
+    def lines(self) -> Iterator[str]:
+        """Yield each row as a JSON line with ``row``, ``hash`` and ``content``, which is JSON too.
+
+        ``content`` stands there byte for byte as it was hashed: SHA-256 over the 64 characters of
+        the line before's ``hash`` (zeros before the first) and ``content``.
+        """
+        for head, text in self.after(EMPTY):
+            yield f'{{"row":{head.count},"hash":"{head.hash}","content":{text.decode()}}}\n'
+
+    def broken(self, number: int, reason: str) -> FedloraError:
         """Return the error that names a row."""
-        return BudgetError(
-            f"{self._path}: the ledger is broken at row {number}: {reason}. Nothing can be charged "
-            "until a backup that has all rows is put in its place."
+        return self._kind.error(
+            f"{self._path}: the {self._kind.name} is broken at row {number}: {reason}. "
+            f"{self._kind.if_broken} until a backup that has all rows is put in its place."
         )
 
 
@@ -134,7 +157,7 @@ def _hexadecimal(written: bytes) -> str:
     return written.decode("ascii", "replace")
 
 
-class LedgerFile:
+class ChainedFile:
     """A chain in an SQLite database; a small file beside it mirrors how far it has come.
 
     Guarantees:
@@ -146,8 +169,9 @@ class LedgerFile:
         - The database can be read by its owner only.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         self.path = path
+        self._kind = kind
         self.mirror = path.with_name(f"{path.name}.head")
         with atomic.storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +184,11 @@ class LedgerFile:
         """Yield the chain, which no other process or thread changes meanwhile.
 
         Raises:
-            BudgetError: the file is not a ledger, or is older than its mirror.
+            FedloraError: of the file's kind: it is no such file, or is older than its mirror.
             StorageError: it cannot be written, or another process has held it for too long.
         """
         with self._errors(), closing(self._connect()) as database:
-            chain = Chain(database, self.path)
+            chain = Chain(database, self.path, self._kind)
             database.execute("BEGIN IMMEDIATE")
             database.execute(_SCHEMA)
             self._check(chain)
@@ -210,9 +234,9 @@ class LedgerFile:
         except (OSError, ValueError) as error:
             raise self._no_mirror(f"cannot be read ({error})", head) from None
 
-    def _no_mirror(self, reason: str, head: Head) -> BudgetError:
-        return BudgetError(
-            f"{self.mirror}: the ledger's mirror {reason}; it holds how many rows "
+    def _no_mirror(self, reason: str, head: Head) -> FedloraError:
+        return self._kind.error(
+            f"{self.mirror}: the {self._kind.name}'s mirror {reason}; it holds how many rows "
             f"{self.path.name} has and the hash of the last. Put it back. If it is lost, and you "
             "know that the database is the one that this site wrote last, write this line into it: "
             f"{head.count} {head.hash}"
@@ -225,12 +249,12 @@ class LedgerFile:
             yield
         except sqlite3.OperationalError as error:
             raise StorageError(
-                f"{self.path}: the ledger cannot be read or written ({error}). Make room there, "
-                "see that you may write to the folder and that no process holds the file for over "
-                f"{_WAIT} s, then run again."
+                f"{self.path}: the {self._kind.name} cannot be read or written ({error}). Make "
+                "room there, see that you may write to the folder and that no process holds the "
+                f"file for over {_WAIT} s, then run again."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise BudgetError(
-                f"{self.path}: this is not a ledger, or it is damaged ({error}). Put the newest "
-                "backup in its place."
+            raise self._kind.error(
+                f"{self.path}: this is not a {self._kind.name}, or it is damaged ({error}). Put "
+                "the newest backup in its place."
             ) from error
