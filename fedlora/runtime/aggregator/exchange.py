@@ -8,7 +8,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedlora.chained_file import Head
 from fedlora.errors import FedloraError, RunError, WireError
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
@@ -28,12 +27,17 @@ _LOST = frozenset(
         ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
         ErrorCode.NODE_UNAVAILABLE,
         ErrorCode.CLIENT_APP_CRASHED,
+        ErrorCode.MOD_FAILED_PRECONDITION,
     }
 )
-"""Errors that are not a site's answer: the message, or who was to answer it, was lost."""
+"""Errors that are not a site's last word: the message, or who was to answer it, was lost; or the
+site's gate says that it may answer later."""
 
 Identities = Callable[[], Mapping[int, str]]
 """Who the nodes are whose keys the aggregator's operator has admitted: node id to site."""
+
+Tell = Callable[[str, RecordDict], None]
+"""Adds to the content of an instruction what is for one site alone."""
 
 Again = Callable[[str], Iterable[Message]]
 """Makes the instruction to a site anew."""
@@ -116,18 +120,16 @@ class Exchange:
         task: ConfigRecord,
         *,
         arrays: ArrayRecord | None = None,
-        receipts: Mapping[str, Head] | None = None,
+        tell: Tell = lambda _site, _content: None,
     ) -> list[Message]:
-        """Return one instruction for each of the sites, with the receipt of its own ledger."""
-        return [
-            Message(
-                records.instruction(task, arrays, receipt=(receipts or {}).get(site)),
-                self._nodes[site],
-                message_type,
-                group_id=str(task["round"]),
-            )
-            for site in sites
-        ]
+        """Return one instruction for each of the sites, with what ``tell`` adds for that one."""
+        messages = []
+        for site in sites:
+            content = records.instruction(task, arrays)
+            tell(site, content)
+            group = str(task["round"])
+            messages.append(Message(content, self._nodes[site], message_type, group_id=group))
+        return messages
 
     def send(self, messages: Sequence[Message], *, again: Again | None = None) -> Iterator[Message]:
         """Send the messages; return replies as they arrive, until all are there or too late.

@@ -16,9 +16,10 @@ from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
 from fedlora.runtime.aggregator.central_budget import NoisedFirst
 from fedlora.runtime.aggregator.cohort import cohort_of
-from fedlora.runtime.aggregator.exchange import Exchange, Identities, content_of
+from fedlora.runtime.aggregator.directory import Directory
+from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.fold import Fold
-from fedlora.runtime.aggregator.receipts import Receipts
+from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.events import (
     EvaluationFailed,
     Observer,
@@ -51,15 +52,17 @@ class FederatedLora(Strategy):
         grid: Grid,
         *,
         observe: Observer,
-        identities: Identities | None = None,
+        directory: Directory | None = None,
     ) -> None:
         self.run = run
         self.recipe = run.recipe()
         self.spec = run.spec()
         self.observe = observe
         self.checkpoint = run.load()
-        self.exchange = Exchange(grid, self.recipe, identities=identities)
-        self.receipts = Receipts.of(run)
+        nodes = directory.nodes if directory else None
+        self.exchange = Exchange(grid, self.recipe, identities=nodes)
+        evidence = directory.evidence if directory else None
+        self.logs = SiteLogs.of(run, self.recipe, evidence=evidence)
         self._unmeasured: dict[str, str] = {}
         self._tail = 0.0
 
@@ -235,23 +238,23 @@ class FederatedLora(Strategy):
     def _instructions(
         self, sites: Iterable[str], message_type: str, task: ConfigRecord, arrays: ArrayRecord
     ) -> Iterable[Message]:
-        """Return instructions; a site that protects examples is told how far its ledger had come.
+        """Return instructions, which say how far each site's logs had been seen to come.
 
         To the question who is there no site can be told: it is not known yet.
         """
-        seen = self.receipts.sent_to(sites) if self.recipe.privacy.unit == "example" else None
-        return self.exchange.instructions(sites, message_type, task, arrays=arrays, receipts=seen)
+        return self.exchange.instructions(
+            sites, message_type, task, arrays=arrays, tell=self.logs.tell
+        )
 
     def _content(self, site: str, reply: Message) -> RecordDict:
-        """Return what a site replied, when its ledger is not older than it was.
+        """Return what a site replied, when neither of its logs is older than it was.
 
         Raises:
-            WireError: the reply is an error, or the ledger is older.
+            WireError: the reply is an error, or a log is older.
             StorageError: the receipt cannot be kept.
         """
         content = content_of(reply)
-        if self.recipe.privacy.unit == "example":
-            self.receipts.take(site, records.head_of(content))
+        self.logs.take(site, content)
         return content
 
     def _admit(self, site: str, reply: Message) -> None:

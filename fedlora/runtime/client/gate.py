@@ -4,9 +4,7 @@ It is the only process of a site that has the site's keys, and the only one that
 network's bytes and the trainer's. It never looks at the app bundle that comes with an instruction.
 """
 
-import sys
 import time
-from pathlib import Path
 
 import httpx
 
@@ -20,7 +18,7 @@ from fedlora.runtime import log
 from fedlora.runtime.carriers.supernode import next_instruction
 from fedlora.runtime.carriers.tasks import Endpoint
 from fedlora.runtime.client.approvals import Approvals
-from fedlora.runtime.client.configuration import SiteConfiguration, read_site
+from fedlora.runtime.client.configuration import read_site
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.gatekeeper import Gatekeeper, Trainer
 from fedlora.runtime.enrolment import JoinBundle

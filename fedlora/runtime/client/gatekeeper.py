@@ -3,7 +3,6 @@
 Nothing comes in or leaves that is not in the evidence log first.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -74,9 +73,12 @@ class Gatekeeper:
     @property
     def context(self) -> Context:
         """Who this node is: what the SuperNode says of that does not count."""
-        configuration = {SITE_KEY: self.configuration.site}
         return Context(
-            run_id=0, node_id=0, node_config=configuration, state=RecordDict(), run_config={}
+            run_id=0,
+            node_id=0,
+            node_config={SITE_KEY: self.configuration.site},
+            state=RecordDict(),
+            run_config={},
         )
 
     def answer(self, message: Message) -> Message:
@@ -102,14 +104,14 @@ class Gatekeeper:
         Raises:
             FedloraError: it is none.
         """
-        payload = _payload(message)
+        digests = records.digests_of(message.content)
         received = partial(
             Received,
             purpose=_purpose(message),
             message=message.metadata.message_id,
-            size=len(payload or b""),
-            payload=payload and hashlib.sha256(payload).hexdigest(),
-            content=records.digest_of(message.content),
+            size=digests.size,
+            payload=digests.payload,
+            content=digests.content,
         )
         asked = None
         try:
@@ -186,7 +188,7 @@ class Gatekeeper:
         reply = _guarded(ask, [receipted, resend, gate(policy)])(message, self.context)
         today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
         policy.require_room(
-            len(_payload(reply) or b""),
+            records.digests_of(reply.content).size,
             sent_in_round=self.evidence.bytes_released(asked.envelope.run, asked.envelope.round),
             sent_today=self.evidence.bytes_released_since(today),
         )
@@ -196,7 +198,7 @@ class Gatekeeper:
 
     def _release(self, message: Message, reply: Message, asked: Asked) -> None:
         """Log what leaves, and say in it how far the log has come."""
-        payload = _payload(reply)
+        digests = records.digests_of(reply.content)
         private = asked.recipe.privacy.unit == "example"
         ledger = site_ledger(asked.site).head() if private else None
         self.evidence.append(
@@ -205,14 +207,14 @@ class Gatekeeper:
                 round=asked.envelope.round,
                 purpose=_purpose(message),
                 message=message.metadata.message_id,
-                size=len(payload or b""),
-                payload=payload and hashlib.sha256(payload).hexdigest(),
-                content=records.digest_of(reply.content),
+                size=digests.size,
+                payload=digests.payload,
+                content=digests.content,
                 metrics=tuple(sorted(records.metrics_of(reply.content))),
                 recipe=self.evidence.keep(records.Task.of(message.content).recipe),
                 spec=asked.envelope.spec.digest,
-                ledger_count=ledger and ledger.count,
-                ledger_hash=ledger and ledger.hash,
+                ledger_count=ledger.count if ledger else None,
+                ledger_hash=ledger.hash if ledger else None,
             )
         )
         records.add_evidence(reply.content, self.evidence.signed_head())
@@ -246,10 +248,6 @@ def _guarded(answer: ClientAppCallable, mods: list[Mod]) -> ClientAppCallable:
         return lambda message, context: mod(message, context, inner)
 
     return reduce(behind, reversed(mods), answer)
-
-
-def _payload(message: Message) -> bytes | None:
-    return records.unpack(message.content) if message.content.array_records else None
 
 
 def _purpose(message: Message) -> Purpose:

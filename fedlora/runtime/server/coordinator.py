@@ -16,7 +16,10 @@ import httpx
 from flwr.supercore.run import RunNotRunningException
 
 from fedlora.errors import FedloraError, RunError
+from fedlora.gate.evidence.signing import PublicKey, Signer
 from fedlora.runtime import log
+from fedlora.runtime.aggregator import directory as aggregator
+from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.superlink import carried
 from fedlora.runtime.carriers.tasks import Endpoint
@@ -37,7 +40,7 @@ _TASK_WAIT = 60.0
 """Seconds in which a SuperLink makes the task of a run that was started."""
 
 
-class _NoLongerWanted(RunError):
+class _NoLongerWantedError(RunError):
     """The operator stopped the run."""
 
 
@@ -75,7 +78,7 @@ class Coordinator:
         self.runs.note(run, "playing")
         try:
             self._play(run)
-        except _NoLongerWanted:
+        except _NoLongerWantedError:
             self.runs.note(run, "stopped")
             log.say("run stopped", run=run.name)
         except (FedloraError, httpx.HTTPError, RunNotRunningException) as error:
@@ -89,13 +92,12 @@ class Coordinator:
     def _play(self, run: RunFolder) -> None:
         def still_wanted() -> None:
             if not self.runs.is_wanted(run):
-                raise _NoLongerWanted(run.name)
+                raise _NoLongerWantedError(run.name)
 
-        directory = Directory(self.folder)
         endpoint = self._endpoint()
         token = self._task(endpoint)
         with carried(endpoint, token, still_wanted=still_wanted) as grid:
-            serve(grid, run.path, observe=log_event, identities=directory.admitted)
+            serve(grid, run.path, observe=log_event, directory=self._directory())
         write_report(run)
 
     def _task(self, endpoint: Endpoint) -> str:
@@ -115,6 +117,22 @@ class Coordinator:
                 raise RunError(f"SuperLink made no task of its run within {_TASK_WAIT:g} s.")
             time.sleep(_POLL)
         return token
+
+    def _directory(self) -> aggregator.Directory:
+        directory = Directory(self.folder)
+        gates = {
+            entry.site: PublicKey.of(entry.gate_key)
+            for entry in directory.entries()
+            if entry.gate_key
+        }
+        return aggregator.Directory(
+            nodes=directory.admitted,
+            evidence=EvidenceReceipts(
+                self.folder.state / "evidence",
+                signer=Signer.load(self.folder.aggregator_key),
+                gates=gates,
+            ),
+        )
 
     def _endpoint(self) -> Endpoint:
         configuration = Configuration.read(self.folder.configuration)

@@ -42,7 +42,7 @@ class Standing:
     @property
     def again(self) -> float:
         """When a paused run is tried again, in seconds since the epoch."""
-        return self.since + min(_FIRST_PAUSE * 2 ** (self.tries - 1), _LONGEST_PAUSE)
+        return self.since + min(_FIRST_PAUSE * 2.0 ** (self.tries - 1), _LONGEST_PAUSE)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -95,8 +95,8 @@ class Runs:
 
     def all(self) -> Sequence[RunFolder]:
         """Return the runs, oldest first."""
-        paths = self.folder.glob("[!.]*/recipe.yaml")
-        paths = sorted(paths, key=lambda path: (path.stat().st_mtime, path))
+        found = self.folder.glob("[!.]*/recipe.yaml")
+        paths = sorted(found, key=lambda path: (path.stat().st_mtime, path))
         return [RunFolder.open(path.parent) for path in paths]
 
     def want(self, run: RunFolder, wanted: Literal["playing", "stopped"]) -> None:
