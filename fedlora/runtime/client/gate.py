@@ -4,9 +4,15 @@ It is the only process of a site that has the site's keys, and the only one that
 network's bytes and the trainer's. It never looks at the app bundle that comes with an instruction.
 """
 
+import os
+import signal
+import sys
 import time
+from pathlib import Path
+from types import FrameType
 
 import httpx
+from flwr.app import Message
 
 from fedlora import __version__
 from fedlora.document import write_yaml
@@ -18,25 +24,33 @@ from fedlora.runtime import log
 from fedlora.runtime.carriers.supernode import next_instruction
 from fedlora.runtime.carriers.tasks import Endpoint
 from fedlora.runtime.client.approvals import Approvals
-from fedlora.runtime.client.configuration import read_site
+from fedlora.runtime.client.charging import commit
+from fedlora.runtime.client.configuration import SiteConfiguration, read_site
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.gatekeeper import Gatekeeper, Trainer
+from fedlora.runtime.client.isolation import require
+from fedlora.runtime.client.link import TrainerLink, TrainerLost
+from fedlora.runtime.client.supernode import address_file, secret_file
 from fedlora.runtime.enrolment import JoinBundle
+from fedlora.runtime.site.memory import FOLDER
 
 _POLL = 0.2
 """Seconds between looks for an instruction."""
 
+_RESTART = 1.0
+"""Seconds before a trainer that was lost is asked again."""
 
-def gatekeeper_of(folder: SiteFolder, *, trainer: Trainer) -> Gatekeeper:
+
+def gatekeeper_of(
+    folder: SiteFolder, configuration: SiteConfiguration, *, trainer: Trainer
+) -> Gatekeeper:
     """Return the gatekeeper of a site's folder, with its start on record.
 
     Raises:
-        PolicyError: there is no policy.
         EnrolmentError: the site has not enrolled.
         EvidenceError: the evidence log is not whole.
         StorageError: it cannot be written.
     """
-    configuration = read_site(folder.configuration)
     bundle = JoinBundle.read(folder.join)
     signer = Signer.load(folder.gate_key)
     evidence = EvidenceLog(folder.evidence, site=configuration.site, signer=signer)
@@ -83,3 +97,50 @@ def work(gatekeeper: Gatekeeper, endpoint: Endpoint) -> None:
                 log.warn("the SuperNode is not there", reason=repr(error))
             reachable = False
         time.sleep(_POLL)
+
+
+class PatientTrainer:
+    """A trainer that is asked again while its supervisor starts it anew."""
+
+    def __init__(self, link: TrainerLink, *, timeout: float) -> None:
+        self._link, self._timeout = link, timeout
+
+    def ask(self, message: Message, *, recipe: str, site: str) -> Message:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return self._link.ask(message, recipe=recipe, site=site, timeout=left)
+            except TrainerLost as error:
+                if time.monotonic() + _RESTART > deadline:
+                    raise
+                log.warn("the trainer was lost; it is asked again", reason=str(error))
+                time.sleep(_RESTART)
+
+
+def main() -> None:
+    """Keep the gate of the site whose folder the command line names, until SIGTERM."""
+    log.start("gate")
+    signal.signal(signal.SIGTERM, _stop)
+    folder = SiteFolder(Path(sys.argv[1]))
+    os.environ[FOLDER] = str(folder.sites)
+    configuration = read_site(folder.configuration)
+    endpoint = Endpoint(
+        address=address_file(folder).read_text(encoding="ascii").strip(),
+        secret=secret_file(folder).read_bytes(),
+    )
+    link = TrainerLink(
+        folder.trainer_socket,
+        greet=lambda report: require(report, configuration.trainer.isolation),
+        charge=commit,
+    )
+    trainer = PatientTrainer(link, timeout=configuration.trainer.timeout)
+    work(gatekeeper_of(folder, configuration, trainer=trainer), endpoint)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's interface
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()
