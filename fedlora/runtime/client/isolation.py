@@ -74,7 +74,13 @@ def command(
 
 def trainer(folder: SiteFolder) -> list[str]:
     """Return the program that is the trainer."""
-    return [sys.executable, "-P", "-m", "fedlora.runtime.client.trainer", str(folder.path.resolve())]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "fedlora.runtime.client.trainer",
+        str(folder.path.resolve()),
+    ]
 
 
 def give_folder(folder: SiteFolder, user: int) -> None:
