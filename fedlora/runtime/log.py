@@ -46,7 +46,7 @@ def start(process: str) -> None:
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    for chatty in ("httpx", "httpcore"):  # they tell every request
+    for chatty in ("httpx", "httpcore", "uvicorn"):  # each request, each start and stop
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -1,15 +1,20 @@
 """``aggregator.yaml``: the names and ports of an aggregator."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedlora.document import Document, write_yaml
 from fedlora.errors import RunError
 from fedlora.sections import Section
+
+
+def _require_address(text: str) -> str:
+    return str(ip_address(text))
+
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Host = Annotated[
@@ -26,7 +31,7 @@ class Configuration(Section):
 
     hosts: Annotated[tuple[Host, ...], Field(strict=False, min_length=1)]
     """How sites reach the front: NAME or NAME:PORT. Join bundles carry the first."""
-    listen: Annotated[IPv4Address | IPv6Address, Field(strict=False)] = IPv4Address(0)
+    listen: Annotated[str, AfterValidator(_require_address)] = "0.0.0.0"  # noqa: S104 - for the sites
     """The address that the front listens on; by default each of the host's."""
     port: Port = 9443
     """The port that the front listens on: the only one that sites need."""

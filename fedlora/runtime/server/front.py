@@ -153,7 +153,7 @@ async def run(folder: ServerFolder) -> None:
     traffic, superlink = Traffic(), SuperLink(folder)
     front = listener(
         Front(folder, superlink=superlink, traffic=traffic),
-        host=str(configuration.listen),
+        host=configuration.listen,
         port=configuration.port,
         certificate=folder.front_certificate,
     )

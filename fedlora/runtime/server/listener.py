@@ -50,7 +50,8 @@ class ImpatientProtocol(H11Protocol):
         self._waiting = self.loop.call_later(_PATIENCE_S, self._give_up)
 
     def _give_up(self) -> None:
-        if not self.cycle or self.cycle.response_complete:  # there is none before the first request
+        before_first = self.cycle is None
+        if before_first or self.cycle.response_complete:
             self.transport.abort()
 
 
