@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli import server_runs
+
 if TYPE_CHECKING:
     from fedlora.runtime.server.directory import Entry
     from fedlora.runtime.server.folder import ServerFolder
@@ -14,6 +16,12 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+
+app.command()(server_runs.start)
+app.command()(server_runs.run)
+app.command()(server_runs.status)
+app.command()(server_runs.stop)
+app.command()(server_runs.resume)
 
 Folder = Annotated[
     Path,

@@ -21,12 +21,16 @@ def print_services(folder: Path, *, console: Console) -> bool:
     table.add_column("restarts", justify="right")
     table.add_column("last exit")
     for service in told.services:
-        state = service.state
+        state: str = service.state
         if service.retry_at is not None and state == "waiting":
             state = f"starts again in {max(0, service.retry_at - time.time()):.0f} s"
         since = datetime.fromtimestamp(service.since).astimezone()
         table.add_row(
-            service.name, state, f"{since:%Y-%m-%d %H:%M:%S}", str(service.restarts), service.last_exit
+            service.name,
+            state,
+            f"{since:%Y-%m-%d %H:%M:%S}",
+            str(service.restarts),
+            service.last_exit,
         )
     console.print(table)
     return all(service.state == "running" for service in told.services)

@@ -24,14 +24,15 @@ from fedlora.runtime import log
 from fedlora.runtime.carriers.supernode import next_instruction
 from fedlora.runtime.carriers.tasks import Endpoint
 from fedlora.runtime.client.approvals import Approvals
-from fedlora.runtime.client.charging import commit
 from fedlora.runtime.client.configuration import SiteConfiguration, read_site
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.gatekeeper import Gatekeeper, Trainer
-from fedlora.runtime.client.isolation import require
-from fedlora.runtime.client.link import TrainerLink, TrainerLost
+from fedlora.runtime.client.isolation import Isolation, compared, require
+from fedlora.runtime.client.link import TrainerLink, TrainerLostError
+from fedlora.runtime.client.probes import Place, Report
 from fedlora.runtime.client.supernode import address_file, secret_file
 from fedlora.runtime.enrolment import JoinBundle
+from fedlora.runtime.site.budget import charged
 from fedlora.runtime.site.memory import FOLDER
 
 _POLL = 0.2
@@ -111,7 +112,7 @@ class PatientTrainer:
             left = deadline - time.monotonic()
             try:
                 return self._link.ask(message, recipe=recipe, site=site, timeout=left)
-            except TrainerLost as error:
+            except TrainerLostError as error:
                 if time.monotonic() + _RESTART > deadline:
                     raise
                 log.warn("the trainer was lost; it is asked again", reason=str(error))
@@ -131,11 +132,16 @@ def main() -> None:
     )
     link = TrainerLink(
         folder.trainer_socket,
-        greet=lambda report: require(report, configuration.trainer.isolation),
-        charge=commit,
+        greet=lambda report: _greet(report, configuration.trainer.isolation),
+        charge=charged,
     )
     trainer = PatientTrainer(link, timeout=configuration.trainer.timeout)
     work(gatekeeper_of(folder, configuration, trainer=trainer), endpoint)
+
+
+def _greet(report: Report, isolation: Isolation) -> None:
+    """Let a trainer be asked that is as isolated as the operator wants it."""
+    require(compared(report, gate=Place.here(), user=os.getuid()), isolation)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's interface
