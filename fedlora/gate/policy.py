@@ -29,7 +29,7 @@ class AdapterBounds(Section):
 
     spectral_norm: Annotated[float, Field(gt=0)] = 10
     """Largest spectral norm of ``scaling * B @ A``, of each module."""
-    growth_per_round: Annotated[float, Field(gt=0)] = 2
+    growth_per_round: Annotated[float, Field(gt=0)] = 5
     """By how much a module's may grow in a round."""
 
 
@@ -59,7 +59,7 @@ class MetricBound(Section):
         if type(value).__name__ != self.type or not isinstance(value, int | float):
             return f"a number of type {self.type} is allowed, but it is {type(value).__name__}"
         if not self.min <= value <= self.max:  # not a number is between no two
-            return f"{self.min:g} to {self.max:g} is allowed, but it is {value:g}"
+            return f"{self.min:g} to {self.max:g} is allowed, but it is outside"
         return ""
 
 
