@@ -53,7 +53,9 @@ def test_a_fork_is_refused(chain):
     keep(chain, 0, ONE)
     keep(chain, 1, TWO)
     for number, known in ((0, ONE), (1, TWO)):
-        reason = f"after {number} rounds was {known[:12]}, but now {THREE[:12]} comes for it (a fork)"
+        reason = (
+            f"after {number} rounds was {known[:12]}, but now {THREE[:12]} comes for it (a fork)"
+        )
         with pytest.raises(PolicyError, match=re.escape(reason)):
             require(chain, number, THREE)
         with pytest.raises(PolicyError, match="fork"):

@@ -51,10 +51,9 @@ def test_a_recipe_within_all_bounds_is_allowed():
 def test_nothing_is_allowed_that_is_not_named():
     """An empty policy, and one that names other recipes, refuse; the message says what to add."""
     digest = recipe().digest
-    assert reasons(Policy(), recipe()) == [
-        f"  recipe {digest} is not in the policy, which has no bounds either: add its digest to "
-        "policy.recipes to allow it"
-    ]
+    [line] = reasons(Policy(), recipe())
+    assert line.startswith(f"  recipe {digest} is not in the policy, which has no bounds either")
+    assert line.endswith("add its digest to policy.recipes to allow it")
     assert "is none of policy.recipes" in reasons(Policy(recipes=("0" * 64,)), recipe())[0]
 
 
@@ -241,7 +240,9 @@ def test_room_is_counted_by_round_and_by_day():
 
 def update(*values: float) -> AdapterUpdate:
     spec = make_spec(rank=1, modules={"m": (1, 1)})
-    return AdapterUpdate(spec=spec, values=torch.tensor(values, dtype=torch.float32), num_examples=1)
+    return AdapterUpdate(
+        spec=spec, values=torch.tensor(values, dtype=torch.float32), num_examples=1
+    )
 
 
 def test_an_update_is_bounded_in_norm():
