@@ -20,8 +20,8 @@ from fedlora.sections import Count, Name, Section
 __all__ = ["AdapterBounds", "ByteBounds", "MetricBound", "Policy"]
 
 _HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
-_SHOWN = 80
-"""Letters that are shown of a name that came from elsewhere."""
+_SHOWN, _LINES = 80, 20
+"""Letters that are shown of a name that came from elsewhere, and reasons of a refusal."""
 
 
 class AdapterBounds(Section):
@@ -202,6 +202,7 @@ def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable
         yield f"datasets: site {site} is expected, but the recipe gives it no dataset"
     if spec.rank != recipe.rank:
         yield f"adapter: rank {recipe.rank} is the recipe's, but {spec.rank} is asked"
+        return
     if not math.isclose(spec.scaling, recipe.lora_alpha / recipe.lora_r):
         asked = f"{spec.scaling:g} is asked"
         yield f"adapter: scaling {recipe.lora_alpha / recipe.lora_r:g} is the recipe's, but {asked}"
@@ -216,6 +217,7 @@ def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable
 
 
 def _require_none(broken: Iterable[str], *, of: str) -> None:
-    lines = "".join(f"\n  {line}" for line in broken)
+    lines = [f"\n  {line}" for line in broken]
     if lines:
-        raise PolicyError(f"The site's policy does not allow {of}:{lines}")
+        more = f"\n  and {len(lines) - _LINES} more" if lines[_LINES:] else ""
+        raise PolicyError(f"The site's policy does not allow {of}:{''.join(lines[:_LINES])}{more}")

@@ -487,6 +487,10 @@ def test_every_wrong_key_is_listed_with_its_own_line():
         ("", "r.yaml: datasets is missing"),
         ("datasets: []\n", "r.yaml, line 1: datasets: "),
         (LEAST + "federation: {cohort_size: 5}\n", "cohort_size is 5, but there are 4 sites"),
+        (
+            LEAST + "federation: {sites: 100001}\n",
+            "federation.sites: input should be less than or equal",
+        ),
         (TWO_SITES + "federation: {sites: 3}\n", "name 2 sites, but federation.sites is 3"),
         (LEAST + "federation: {quorum: 5}\n", "quorum is 5, but a cohort has 4"),
         (TWO_SITES + "federation: {cohort_size: 1, quorum: 2}\n", "but a cohort has 1"),

@@ -7,21 +7,22 @@ import pytest
 import torch
 
 from fedlora.adapter import AdapterState
+from fedlora.aggregation import new_aggregator, new_optimizer
 from fedlora.errors import PolicyError
 from fedlora.gate.inbound import Seen, constant_factors, require_adapter
 from fedlora.gate.policy import AdapterBounds
 from fedlora.methods import METHODS
 from fedlora.recipe import Recipe
 from fedlora.runtime.run_folder import RunFolder
-from tests.strategies import MODULES, make_spec, make_state
+from tests.strategies import MODULES, make_spec, make_state, make_update
 
 SPEC = make_spec()
 FREE = AdapterBounds(spectral_norm=1e3, growth_per_round=1e3)
 TEXT = "privacy: {unit: none}\ndatasets: [{path: a.jsonl, site: north}]\nseed: 7\n"
 
 
-def recipe(method: str = "product") -> Recipe:
-    return Recipe.from_yaml(TEXT, overrides=[f"federation.method={method}"])
+def recipe(method: str = "product", *overrides: str) -> Recipe:
+    return Recipe.from_yaml(TEXT, overrides=[f"federation.method={method}", *overrides])
 
 
 def require(state: AdapterState, *, number: int, method: str = "product", **kwargs: object):
@@ -58,6 +59,27 @@ def test_another_beginning_is_refused(place):
         require(state, number=0)
     with pytest.raises(PolicyError, match="is not what the recipe's seed 7 gives"):
         require(AdapterState.initial(SPEC, seed=8), number=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [*((method, "sgd") for method in METHODS), ("freeze-a", "adam"), ("freeze-a", "yogi")],
+)
+def test_what_an_honest_aggregator_makes_passes(method, optimizer):
+    """Round after round, by any method: the checks know what each of them changes."""
+    asked = recipe(method, f"federation.server_optimizer={optimizer}")
+    state, server, seen = initial(), new_optimizer(asked.federation), None
+    for number in range(5):
+        norms = require_adapter(state, number=number, recipe=asked, bounds=FREE, seen=seen)
+        seen = Seen(rounds=number, norms=norms)
+        part = SPEC.part(asked.federation.facts.sent(number + 1))
+        aggregator = new_aggregator(asked.federation, attackers=0)
+        aggregator.begin(state)
+        for client in range(2):
+            aggregator.add(make_update(part, seed=10 * number + client), 1.0)
+        state = server.step(state, aggregator.finish()).adapter
+        state = AdapterState(spec=state.spec, values=state.values.clone())
+    assert max(norms.values()) > 0 or method == "share-a"
 
 
 def test_a_factor_that_the_method_never_changes_stays():

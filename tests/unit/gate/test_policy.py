@@ -77,6 +77,11 @@ BROKEN = [
     ({}, ["train_on_inputs=true"], "train_on_inputs: false is allowed, but true is asked"),
     ({"lora_r": 7}, [], "lora_r: at most 7 is allowed, but 8 is asked"),
     ({"seeds": [1, 2]}, ["seed=3"], "seeds: 1, 2 is allowed, but 3 is asked"),
+    (
+        {},
+        ["federation.method=share-a"],
+        "methods: product, average, freeze-a, alternate, refresh is allowed, but share-a is asked",
+    ),
     ({"methods": ["freeze-a"]}, [], "methods: freeze-a is allowed, but product is asked"),
     ({"modules": ["up_proj"]}, [], "modules: up_proj is allowed, but 'model.layers.0.self_attn"),
     ({"privacy": {"unit": "example"}}, [], "privacy.unit: example is allowed, but none is asked"),
@@ -169,6 +174,7 @@ NAMED = Policy(recipes=(recipe().digest,))
     ("spec", "reason"),
     [
         (make_spec(rank=9, alpha=18.0), "adapter: rank 8 is the recipe's, but 9 is asked"),
+        (replace(SPEC, rank=0), "adapter: rank 8 is the recipe's, but 0 is asked"),
         (make_spec(rank=8, alpha=17.0), "adapter: scaling 2 is the recipe's, but 2.125 is asked"),
         (replace(SPEC, tensors=SPEC.tensors[1:]), "q_proj' has not one A and one B"),
         (replace(SPEC, tensors=SPEC.tensors + SPEC.tensors[:1]), "q_proj' has not one A and one B"),
@@ -201,6 +207,14 @@ def test_what_the_aggregator_wrote_is_cut_short_and_quoted():
     text = "\n".join(reasons(policy(modules=["up_proj"]), asked, spec))
     assert len(text) < 800
     assert "\x1b" not in text
+
+
+def test_a_refusal_is_short_whatever_is_wrong():
+    """Thousands of tensors that do not fit are not thousands of lines."""
+    wrong = [replace(SPEC.tensors[0], module=f"m{i}", shape=(9, 3)) for i in range(5000)]
+    lines = reasons(NAMED, recipe(), replace(SPEC, tensors=tuple(wrong)))
+    assert len(lines) == 21
+    assert lines[-1] == "  and 9980 more"
 
 
 @pytest.mark.parametrize(
