@@ -88,14 +88,14 @@ class Document:
                 _collect_places(root, (), places=places, source=source)
             values = loader.construct_document(root) if root else {}
         except RecursionError:
-            raise RecipeError(f"{source}: this is nested too deeply for a recipe.") from None
+            raise RecipeError(f"{source}: this is nested too deeply.") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             problem = getattr(error, "problem", None) or getattr(error, "reason", error)
             raise RecipeError(f"{source}{where}: this is not valid YAML: {problem}.") from None
         if not isinstance(values, dict):
-            raise RecipeError(f"{source}: a recipe is a mapping of keys to values, see the README.")
+            raise RecipeError(f"{source}: a mapping of keys to values was expected.")
         return cls(source=source, values=values, places=places)
 
     def override(self, item: str) -> None:
@@ -138,7 +138,7 @@ class Document:
             names = sorted(_section_at(path[:-1], model).model_fields)
             near = difflib.get_close_matches(str(path[-1]), names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}."
-            return f"{where}: {key} is not a recipe key; {hint}"
+            return f"{where}: {key} is not a known key; {hint}"
         if error["type"] == "missing":
             wanted = _section_at(path[:-1], model).model_fields[str(path[-1])].description
             return f"{where}: {key} is missing{f': {wanted}' if wanted else ''}."

@@ -39,8 +39,8 @@ Count = Annotated[int, Field(ge=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class Dataset(Section):
-    """One source of training rows."""
+class Source(Section):
+    """Files with training rows."""
 
     path: Annotated[str, Field(min_length=1)]
     """A file (.jsonl, .json, .csv, .txt, .md), a folder of such files, or ``standard-library``."""
@@ -48,18 +48,23 @@ class Dataset(Section):
     """Format of the rows; ``auto`` detects it."""
     packages: Strings = ()
     """Which packages of the standard library to read; all when empty."""
-    site: Name | None = None
-    """The site that holds this data; without it the rows are dealt out among all sites."""
-    lora_r: Count | None = None
-    """Rank that this site trains; by default the recipe's."""
-    records: Count | None = None
-    """Training records of this site, as it declares them; by default ``privacy.records``."""
 
     @model_validator(mode="after")
     def _packages_are_of_the_standard_library(self) -> Self:
         if self.packages and self.path != STANDARD_LIBRARY:
             raise ValueError(f"packages can only be named with path: {STANDARD_LIBRARY}")
         return self
+
+
+class Dataset(Source):
+    """One source of training rows, and whose it is."""
+
+    site: Name | None = None
+    """The site that holds this data; without it the rows are dealt out among all sites."""
+    lora_r: Count | None = None
+    """Rank that this site trains; by default the recipe's."""
+    records: Count | None = None
+    """Training records of this site, as it declares them; by default ``privacy.records``."""
 
     @model_validator(mode="after")
     def _facts_are_of_a_site(self) -> Self:

@@ -20,8 +20,8 @@ from fedlora.sections import Count, Name, Section
 __all__ = ["AdapterBounds", "ByteBounds", "MetricBound", "Policy"]
 
 _HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
-_SHOWN = 80
-"""Letters that are shown of a name that came from elsewhere."""
+_SHOWN, _LINES = 80, 20
+"""Letters that are shown of a name that came from elsewhere, and reasons of a refusal."""
 
 
 class AdapterBounds(Section):
@@ -29,7 +29,7 @@ class AdapterBounds(Section):
 
     spectral_norm: Annotated[float, Field(gt=0)] = 10
     """Largest spectral norm of ``scaling * B @ A``, of each module."""
-    growth_per_round: Annotated[float, Field(gt=0)] = 2
+    growth_per_round: Annotated[float, Field(gt=0)] = 5
     """By how much a module's may grow in a round."""
 
 
@@ -59,7 +59,7 @@ class MetricBound(Section):
         if type(value).__name__ != self.type or not isinstance(value, int | float):
             return f"a number of type {self.type} is allowed, but it is {type(value).__name__}"
         if not self.min <= value <= self.max:  # not a number is between no two
-            return f"{self.min:g} to {self.max:g} is allowed, but it is {value:g}"
+            return f"{self.min:g} to {self.max:g} is allowed, but it is outside"
         return ""
 
 
@@ -205,6 +205,7 @@ def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable
         yield f"datasets: site {site} is expected, but the recipe gives it no dataset"
     if spec.rank != recipe.rank:
         yield f"adapter: rank {recipe.rank} is the recipe's, but {spec.rank} is asked"
+        return
     if not math.isclose(spec.scaling, recipe.lora_alpha / recipe.lora_r):
         asked = f"{spec.scaling:g} is asked"
         yield f"adapter: scaling {recipe.lora_alpha / recipe.lora_r:g} is the recipe's, but {asked}"
@@ -219,6 +220,7 @@ def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable
 
 
 def _require_none(broken: Iterable[str], *, of: str) -> None:
-    lines = "".join(f"\n  {line}" for line in broken)
+    lines = [f"\n  {line}" for line in broken]
     if lines:
-        raise PolicyError(f"The site's policy does not allow {of}:{lines}")
+        more = f"\n  and {len(lines) - _LINES} more" if lines[_LINES:] else ""
+        raise PolicyError(f"The site's policy does not allow {of}:{''.join(lines[:_LINES])}{more}")

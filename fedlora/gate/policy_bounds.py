@@ -1,12 +1,12 @@
 """What a recipe may ask of a site, bound by bound: the part of a policy that judges recipes."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedlora.adapter import AdapterSpec
-from fedlora.methods import Method
+from fedlora.methods import METHODS, Method
 from fedlora.recipe import Recipe
 from fedlora.sections import Count, PrivacyUnit, Section, Strings
 
@@ -78,7 +78,11 @@ class Bounds(Section):
     sequence_len: Count = 4096
     """At most."""
     seeds: Literal["any"] | Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = "any"
-    methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = get_args(Method)
+    methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = tuple(
+        method for method, facts in METHODS.items() if not facts.personal
+    )
+    """By default all but those that keep a factor at the site: the norm of B·A, which bounds what
+    comes in, cannot be known without it."""
 
     def violations(self, recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterator[str]:
         """Yield each bound that a recipe breaks: its key, what is allowed, and what is asked.

@@ -394,3 +394,32 @@ def test_balancing_leaves_a_fresh_adapter_trainable():
     assert torch.equal(products.balanced(fresh).values, fresh.values)
     products.balanced(state)
     assert torch.equal(state.values, before)
+
+
+def test_spectral_norm_is_the_largest_singular_value_of_the_dense_product():
+    """Of each module, whatever the ranks: also one above a module's own sizes."""
+    for rank in (1, 4, 12):
+        state = make_state(make_spec(rank=rank, alpha=3.0, modules={"q": (9, 30), "up": (30, 8)}))
+        dense = dense_products(state)
+        norms = products.spectral_norms(state)
+        assert norms.keys() == dense.keys()
+        for module, matrix in dense.items():
+            expected = torch.linalg.matrix_norm(matrix.double(), ord=2)
+            assert norms[module] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_spectral_norm_of_factors_that_cancel_is_small():
+    """Large factors whose product is nothing count as nothing, to rounding of their norms."""
+    state = make_state(make_spec(rank=2, alpha=2.0, modules={"q": (40, 50)}))
+    for _, down, up in state.pairs():
+        down[1], up[:, 1] = down[0], -up[:, 0]
+        state.values.mul_(1e6)
+        largest = float(down.norm() * up.norm())
+    assert products.spectral_norms(state)["q"] <= 1e-12 * largest
+
+
+def test_spectral_norms_of_huge_values_are_finite():
+    """Values at the end of float32's range are measured, so that they can be refused."""
+    state = make_state(make_spec(modules={"q": (5, 6)}))
+    state.values.fill_(3e38)
+    assert math.isfinite(products.spectral_norms(state)["q"])

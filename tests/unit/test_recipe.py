@@ -191,8 +191,8 @@ def test_the_last_override_of_a_key_wins():
         ("seed=" + "[" * 1000, "the value is not valid YAML"),
         ("seed.x=1", "seed is not a section of the recipe"),
         ("datasets.0.path=x", "datasets is not a section of the recipe"),
-        ("sed=1", "override sed=1: sed is not a recipe key; did you mean seed?"),
-        ("federation.round=1", "federation.round is not a recipe key; did you mean rounds?"),
+        ("sed=1", "override sed=1: sed is not a known key; did you mean seed?"),
+        ("federation.round=1", "federation.round is not a known key; did you mean rounds?"),
         ("seed=x", "override seed=x: seed: input should be a valid integer, but it is 'x'"),
         ("federation={rounds: 0}", "override federation={rounds: 0}: federation.rounds: "),
         ("federation=", "override federation=: federation: input should be"),
@@ -439,10 +439,10 @@ def test_records_belong_to_a_site():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("sequence_length: 5\n", "sequence_length is not a recipe key; did you mean sequence_len?"),
-        ("str: 5\n", "str is not a recipe key; known keys: adapter, base_model,"),
-        ("a[0]: 5\n", "a[0] is not a recipe key"),
-        ("federation: {tuple: 5}\n", "federation.tuple is not a recipe key; known keys: attackers"),
+        ("sequence_length: 5\n", "sequence_length is not a known key; did you mean sequence_len?"),
+        ("str: 5\n", "str is not a known key; known keys: adapter, base_model,"),
+        ("a[0]: 5\n", "a[0] is not a known key"),
+        ("federation: {tuple: 5}\n", "federation.tuple is not a known key; known keys: attackers"),
         ("lora_r: eight\n", "lora_r: input should be a valid integer, but it is 'eight'"),
         ("lora_r: 8.0\n", "lora_r: input should be a valid integer, but it is 8.0"),
         ("lora_r: true\n", "lora_r: input should be a valid integer, but it is True"),
@@ -474,7 +474,7 @@ def test_every_wrong_key_is_listed_with_its_own_line():
     """One pass of corrections is enough."""
     message = refusal("datasets:\n  - path: a\n    typ: text\n  - site: b\nlora_r: x\n")
     assert sorted(message.splitlines()) == [
-        "r.yaml, line 3: datasets[1].typ is not a recipe key; did you mean type?",
+        "r.yaml, line 3: datasets[1].typ is not a known key; did you mean type?",
         "r.yaml, line 4: datasets[2].path is missing.",
         "r.yaml, line 5: lora_r: input should be a valid integer, but it is 'x'.",
     ]
@@ -487,6 +487,10 @@ def test_every_wrong_key_is_listed_with_its_own_line():
         ("", "r.yaml: datasets is missing"),
         ("datasets: []\n", "r.yaml, line 1: datasets: "),
         (LEAST + "federation: {cohort_size: 5}\n", "cohort_size is 5, but there are 4 sites"),
+        (
+            LEAST + "federation: {sites: 100001}\n",
+            "federation.sites: input should be less than or equal",
+        ),
         (TWO_SITES + "federation: {sites: 3}\n", "name 2 sites, but federation.sites is 3"),
         (LEAST + "federation: {quorum: 5}\n", "quorum is 5, but a cohort has 4"),
         (TWO_SITES + "federation: {cohort_size: 1, quorum: 2}\n", "but a cohort has 1"),
@@ -529,8 +533,8 @@ def test_what_is_not_a_recipe_s_yaml_is_refused(text, says):
 
 @pytest.mark.parametrize("text", ["- a\n", "word\n", "3\n", "!!set {a, b}\n"])
 def test_a_document_that_is_no_mapping_is_refused(text):
-    """The message says what a recipe is."""
-    with pytest.raises(RecipeError, match=r"r\.yaml: a recipe is a mapping of keys to values"):
+    """The message says what was expected."""
+    with pytest.raises(RecipeError, match=r"r\.yaml: a mapping of keys to values was expected"):
         Recipe.from_yaml(text, source="r.yaml")
 
 

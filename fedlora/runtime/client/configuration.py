@@ -1,15 +1,15 @@
 """``site.yaml``: what a site's operator says of data, device, trainer and policy."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from fedlora.document import Document
 from fedlora.errors import PolicyError, RecipeError
 from fedlora.gate.policy import Policy
 from fedlora.recipe import EMBEDDED, Recipe
-from fedlora.sections import STANDARD_LIBRARY, Dataset, Name, Section
+from fedlora.sections import STANDARD_LIBRARY, Dataset, Name, Section, Source
 
 
 class TrainerConfiguration(Section):
@@ -27,10 +27,10 @@ class SiteConfiguration(Section):
     """The operator's word."""
 
     site: Name = Field(description="the name that the aggregator's operator admitted")
-    data: Annotated[tuple[Dataset, ...], Field(strict=False, min_length=1)] = Field(
+    data: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)] = Field(
         description="name the files to train on, such as data: [{path: rows.jsonl}]"
     )
-    """Of each, ``path``, ``type`` and ``packages``; relative paths begin at ``site.yaml``."""
+    """Relative paths begin at ``site.yaml``; rank and number of records are the recipe's to say."""
     base_model: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the base model on this host; without it only the embedded one is there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -38,14 +38,6 @@ class SiteConfiguration(Section):
     policy: Policy = Field(
         description="without a policy nothing runs here; say what is allowed, see docs/security.md"
     )
-
-    @model_validator(mode="after")
-    def _data_is_the_sites(self) -> Self:
-        for number, dataset in enumerate(self.data, start=1):
-            for key in ("site", "lora_r", "records"):
-                if getattr(dataset, key) is not None:
-                    raise ValueError(f"data[{number}].{key} is said by recipes: remove it")
-        return self
 
 
 def read_site(path: Path) -> SiteConfiguration:
@@ -69,7 +61,7 @@ def read_site(path: Path) -> SiteConfiguration:
         raise PolicyError(document.explain(error, model=SiteConfiguration)) from None
     folder = path.resolve().parent
     data = [
-        dataset.model_copy(update={"path": _located(dataset.path, folder)}) for dataset in site.data
+        source.model_copy(update={"path": _located(source.path, folder)}) for source in site.data
     ]
     base = site.base_model and _located(site.base_model, folder)
     return site.model_copy(update={"data": tuple(data), "base_model": base})
@@ -98,16 +90,14 @@ def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
             "this host as base_model in site.yaml."
         )
     records = sum(dataset.records or 0 for dataset in declared) or None
-    rank = declared[0].lora_r
     own = [
-        dataset.model_copy(
-            update={
-                "site": site.site,
-                "lora_r": rank,
-                "records": None if position else records,
-            }
+        Dataset(
+            **source.model_dump(),
+            site=site.site,
+            lora_r=declared[0].lora_r,
+            records=None if position else records,
         )
-        for position, dataset in enumerate(site.data)
+        for position, source in enumerate(site.data)
     ]
     place = recipe.datasets.index(declared[0])
     before = recipe.datasets[:place]
