@@ -22,7 +22,7 @@ _OLDEST_S = 305
 _NEWEST_S = -5
 """SuperLink's window for a timestamp's age, ``SYSTEM_TIME_TOLERANCE`` included."""
 _STALE_S = 1
-"""A site that is admitted or revoked is so at the front within a second."""
+"""The directory is read again after so long, should its time stamp be too coarse to tell."""
 
 
 class Callers:
@@ -32,6 +32,7 @@ class Callers:
         self._directory = directory
         self._sites: Mapping[str, str] = {}
         self._read_at = -float("inf")
+        self._read_from = -1
 
     def site_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the admitted site that signed a request's headers; None if there is none.
@@ -54,8 +55,10 @@ class Callers:
         return site
 
     def _known(self) -> Mapping[str, str]:
-        if time.monotonic() - self._read_at > _STALE_S:
-            self._sites, self._read_at = self._directory.admitted_keys(), time.monotonic()
+        stamp = self._directory.changed_at()
+        if stamp != self._read_from or time.monotonic() - self._read_at > _STALE_S:
+            self._sites = self._directory.admitted_keys()
+            self._read_at, self._read_from = time.monotonic(), stamp
         return self._sites
 
 

@@ -101,6 +101,11 @@ class Directory:
         """Return the sites that may take part, by their node's key."""
         return {e.node_key: e.site for e in self._admitted() if e.node_key is not None}
 
+    def changed_at(self) -> int:
+        """Return the time stamp of the last change, in ns; two changes within a tick share it."""
+        with atomic.storage_errors(self._path):
+            return self._path.stat().st_mtime_ns
+
     def gate_key_of(self, site: str) -> str:
         """Return the raw Ed25519 public key of a site's gate, in base64.
 
