@@ -15,6 +15,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,11 @@ Rows = list[tuple[int, str, str]]
 places = st.integers(0, ENTRIES - 2)
 
 
-@contextmanager
-def new_site() -> Iterator[Site]:
-    """Yield a site with a log of nine entries."""
+@cache
+def whole() -> dict[str, bytes]:
+    """Return the files of a log of nine entries, by name."""
     with tempfile.TemporaryDirectory() as name:
-        site = Site(Path(name) / "evidence")
+        site = Site(Path(name))
         log = site.log()
         log.append(configured(log))
         for number in (1, 2):
@@ -44,6 +45,19 @@ def new_site() -> Iterator[Site]:
         log.require_receipted(site.receipt(log), aggregator=site.aggregator.public)
         log.append(configured(log))
         assert log.head().count == ENTRIES
+        files = [path for path in site.folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(site.folder)): path.read_bytes() for path in files}
+
+
+@contextmanager
+def new_site() -> Iterator[Site]:
+    """Yield a site with that log."""
+    with tempfile.TemporaryDirectory() as name:
+        site = Site(Path(name) / "evidence")
+        for relative, content in whole().items():
+            path = site.folder / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         yield site
 
 
