@@ -1,7 +1,6 @@
 """What stands in a pack's README: how to check the pack with fedlora, and without."""
 
-README = """\
-# A pack of evidence
+README = r"""# A pack of evidence
 
 What a site of a federated fine-tuning let in and out, as its gate logged it: digests and sizes of
 the exact bytes, decisions with their reasons, receipts. It holds no data and no values.
@@ -30,7 +29,7 @@ In the unpacked folder, with bash, coreutils and OpenSSL 3:
 before=$(printf '0%.0s' {1..64}) number=0
 while IFS= read -r line; do
   number=$((number + 1)) hash=${line#*'"hash":"'} hash=${hash%%'"'*}
-  content=${line#*'"content":'} content=${content%\\}}
+  content=${line#*'"content":'} content=${content%\}}
   [ "$(printf '%s%s' "$before" "$content" | sha256sum | cut -c 1-64)" = "$hash" ] \
     || { echo "entry $number is broken"; exit 1; }
   before=$hash
@@ -40,16 +39,18 @@ echo "$number entries, the last has the hash $before"
 # 2. The head: the same number and hash, signed by the gate.
 grep -F "\"count\":$number,\"hash\":\"$before\"" head.json
 check=$(mktemp -d)
-{ printf '\060\052\060\005\006\003\053\145\160\003\041\000'; base64 -d keys/gate.pub; } > "$check/key"
+{ printf '\060\052\060\005\006\003\053\145\160\003\041\000'; base64 -d keys/gate.pub; } \
+  > "$check/key"
 sed 's/"signature":"[^"]*",//; s/"time"/"statement":"head","time"/' head.json \
   | tr -d '\n' > "$check/message"
-sed 's/.*"signature":"\\([^"]*\\)".*/\1/' head.json | base64 -d > "$check/signature"
+sed 's/.*"signature":"\([^"]*\)".*/\1/' head.json | base64 -d > "$check/signature"
 openssl pkeyutl -verify -pubin -keyform DER -inkey "$check/key" -rawin \
   -in "$check/message" -sigfile "$check/signature"
 
 # 3. The other files: the last entry names them all with their digests.
-tail -n 1 entries.jsonl | sed 's/.*"files":{\\([^}]*\\)}.*/\1/' | tr ',' '\n' \
-  | sed 's/"\\([^"]*\\)":"\\([^"]*\\)"/\2  \1/' | sha256sum --check --quiet && echo "files as exported"
+tail -n 1 entries.jsonl | sed 's/.*"files":{\([^}]*\)}.*/\1/' | tr ',' '\n' \
+  | sed 's/"\([^"]*\)":"\([^"]*\)"/\2  \1/' | sha256sum --check --quiet \
+  && echo "the files are as exported"
 ```
 
 A receipt is an entry of the kind `receipted`. Its signature is the aggregator's, over

@@ -197,6 +197,9 @@ class EvidenceLog:
             for logged in self._walked(chain, self._read):
                 self._count(logged)
             yield chain
+            written = list(self._walked(chain, self._read))
+        for logged in written:  # now that it is on disk
+            self._count(logged)
 
     def _walked(self, chain: Chain, start: Head) -> Iterator[Logged]:
         rows, where = chain.after(start), str(self._file.path)

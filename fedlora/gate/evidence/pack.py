@@ -123,7 +123,8 @@ def export(log: EvidenceLog, path: Path, *, aggregator: PublicKey, page: Page) -
 
     def files_of(entries: Sequence[Logged]) -> Mapping[str, bytes]:
         files = {name: f"{key.text}\n".encode() for name, key in keys.items()}
-        files |= {f"{TEXTS}/{digest}": log.text(digest).encode() for digest in _named(entries)}
+        texts = named_texts(entries)
+        files |= {f"{TEXTS}/{digest}": log.text(digest).encode() for digest in texts}
         return files | {PAGE: page(entries).encode(), _README: README.encode()}
 
     files, lines, head = log.pin(path.name, files_of)
@@ -143,8 +144,8 @@ def require_new(path: Path) -> None:
         raise StorageError(f"{path}: there is something already. Name a new file or folder.")
 
 
-def _named(entries: Sequence[Logged]) -> list[str]:
-    """Return the digests of all texts that entries name, sorted."""
+def named_texts(entries: Sequence[Logged]) -> list[str]:
+    """Return the digests of all recipes and policies that entries name, sorted."""
     digests = set()
     for logged in entries:
         match logged.entry:

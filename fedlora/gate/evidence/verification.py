@@ -4,15 +4,15 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.chained_file import EMPTY, ChainedFile, Head
 from fedlora.errors import EvidenceError
 from fedlora.gate.evidence.entries import Exported, Logged, Receipted, walked
-from fedlora.gate.evidence.log import FILE, LOG
-from fedlora.gate.evidence.pack import ENTRIES, GATE_KEY, HEAD, Pack
+from fedlora.gate.evidence.log import FILE, LOG, TEXTS
+from fedlora.gate.evidence.pack import ENTRIES, GATE_KEY, HEAD, Pack, named_texts
 from fedlora.gate.evidence.signing import PublicKey
 from fedlora.gate.evidence.statements import Receipt, SignedHead
 
@@ -71,10 +71,10 @@ def verify_log(folder: Path, *, site: str, gate: PublicKey, aggregator: PublicKe
         raise EvidenceError(f"{path}: there is no evidence log. The gate makes it at its start.")
     with ChainedFile(path, LOG).transaction() as chain:
         rows = walked(chain.after(EMPTY), gate=gate, start=EMPTY, where=str(path))
-        return _receipted(rows, site=site, gate=gate, aggregators={aggregator}, where=str(path))
+        return _receipted(rows, site=site, gate=gate, aggregator=aggregator, where=str(path))
 
 
-def verify_pack(pack: Pack, *, gate: PublicKey, aggregators: Collection[PublicKey]) -> Findings:
+def verify_pack(pack: Pack, *, gate: PublicKey, aggregator: PublicKey) -> Findings:
     """Walk a pack: its entries, signatures and receipts, the signed head, and each other file.
 
     Raises:
@@ -90,9 +90,9 @@ def verify_pack(pack: Pack, *, gate: PublicKey, aggregators: Collection[PublicKe
         raise EvidenceError(f"{pack.name}: {HEAD} is not signed by the gate's key.")
     rows = _rows(pack.files[ENTRIES], where=pack.name)
     entries = walked(rows, gate=gate, start=EMPTY, where=pack.name)
-    found = _receipted(entries, site=head.site, gate=gate, aggregators=aggregators, where=pack.name)
+    found = _receipted(entries, site=head.site, gate=gate, aggregator=aggregator, where=pack.name)
     _require_end(found, head, where=pack.name)
-    _require_files(pack, found.entries[-1].entry)
+    _require_files(pack, found.entries)
     return found
 
 
@@ -113,11 +113,10 @@ def proven(found: Findings) -> Iterator[str]:
 
 def unproven(found: Findings) -> Iterator[str]:
     """Yield what findings leave open, a sentence each."""
-    rest = found.head.count - found.receipted
-    if rest:
+    if found.receipted < found.head.count:
         yield (
-            f"No receipt covers the last {rest} entries: who holds the gate's key and the disk can "
-            "rewrite them until an answer or an export pins them."
+            f"No receipt covers the entries after {found.receipted}: who holds the gate's key and "
+            "the disk can rewrite what no receipt and no pack pins."
         )
     if found.others:
         yield f"{found.others} receipts are under another key than the aggregator's: not counted."
@@ -132,7 +131,7 @@ def _receipted(
     *,
     site: str,
     gate: PublicKey,
-    aggregators: Collection[PublicKey],
+    aggregator: PublicKey,
     where: str,
 ) -> Findings:
     """Return what entries prove, when each receipt among them is of this very log."""
@@ -141,7 +140,7 @@ def _receipted(
     for logged in entries:
         if isinstance(logged.entry, Receipted):
             key = _require_receipt(logged.entry, seen, site, place=_place(logged, where))
-            if key in aggregators:
+            if key == aggregator:
                 covered = max(covered, logged.entry.count)
             else:
                 others += 1
@@ -190,8 +189,9 @@ def _require_end(found: Findings, head: SignedHead, *, where: str) -> None:
         )
 
 
-def _require_files(pack: Pack, last: object) -> None:
+def _require_files(pack: Pack, entries: Sequence[Logged]) -> None:
     """Do nothing if the pack holds exactly the files that its last entry names."""
+    last = entries[-1].entry
     if not isinstance(last, Exported):
         raise EvidenceError(f"{pack.name}: its last entry is not that of its export.")
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in pack.files.items()}
@@ -204,6 +204,9 @@ def _require_files(pack: Pack, last: object) -> None:
             raise EvidenceError(f"{pack.name}: {name} is missing.")
         if digests[name] != last.files[name]:
             raise EvidenceError(f"{pack.name}: {name} is not what was exported.")
+    for digest in named_texts(entries):
+        if digests.get(f"{TEXTS}/{digest}") != digest:
+            raise EvidenceError(f"{pack.name}: the text {digest}, which entries name, is missing.")
 
 
 def _place(logged: Logged, where: str) -> str:

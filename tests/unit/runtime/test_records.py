@@ -1,11 +1,16 @@
 """Our values inside Flower's records, and what is refused there."""
 
+import hashlib
+import json
+
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedlora.chained_file import EMPTY, Head
 from fedlora.errors import WireError
-from fedlora.privacy.ledger import EMPTY, Head
+from fedlora.gate.evidence.statements import Receipt, SignedHead
 from fedlora.runtime import records
+from tests.evidence import signer
 
 TASK = records.Task(
     recipe="{datasets: [{path: x}], privacy: {unit: none}}\n", run="demo-1", round=3
@@ -180,3 +185,94 @@ def test_a_head_is_a_count_and_a_hash_and_nothing_else(said):
         content["ledger"] = ConfigRecord(said)
     with pytest.raises(WireError, match="how far the site's ledger has come"):
         records.head_of(content)
+
+
+STATEMENTS = [
+    SignedHead.sign(
+        signer(), count=3, hash=HASH, site="north", time="2030-01-01T12:00:00.000+00:00"
+    ),
+    Receipt.sign(signer(), count=3, hash=HASH, site="north"),
+]
+READ = {"head": records.signed_head_of, "receipt": records.receipt_of}
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda each: each.kind)
+def test_a_statement_of_evidence_survives_flower(statement):
+    """A head in a reply, a receipt in an instruction."""
+    content = records.reply({}, payload=b"update")
+    records.add_evidence(content, statement)
+    assert READ[statement.kind](content) == statement
+    assert records.unpack(content) == b"update"
+
+
+@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("change", [None, {"count": -1}, {"more": 1}, {"signature": b"x"}], ids=str)
+def test_a_message_without_evidence_is_refused(kind, change):
+    """Nothing, or anything but the statement; a receipt is no head."""
+    content = records.reply({})
+    with pytest.raises(WireError, match=f"holds no {kind} of the site's evidence log"):
+        READ[kind](content)
+    [statement] = [each for each in STATEMENTS if each.kind == kind]
+    [other] = [each for each in STATEMENTS if each.kind != kind]
+    records.add_evidence(content, statement if change else other)
+    content["evidence"].update(change or {})
+    with pytest.raises(WireError, match=f"holds no {kind} of the site's evidence log"):
+        READ[kind](content)
+
+
+def test_digests_are_of_the_exact_bytes():
+    """SHA-256 of the payload; an answer without one has a digest of its content alone."""
+    digests = records.digests_of(records.reply({"train_loss": 1.0}, payload=b"update"))
+    assert digests.size == 6
+    assert digests.payload == hashlib.sha256(b"update").hexdigest()
+    bare = records.digests_of(records.reply({"train_loss": 1.0}))
+    assert (bare.size, bare.payload) == (0, None)
+    assert bare.content != digests.content
+
+
+def test_the_content_is_digested_as_documented():
+    """So that who keeps the message can do it too."""
+    array = ["uint8", [6], records.STYPE, hashlib.sha256(b"update").hexdigest()]
+    facts = {
+        "adapter": ["ArrayRecord", {"adapter": array}],
+        "metrics": ["MetricRecord", {"train_loss": 1.5}],
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    content = records.reply({"train_loss": 1.5}, payload=b"update")
+    assert records.digests_of(content).content == hashlib.sha256(text.encode()).hexdigest()
+
+
+def content(**changes: object) -> RecordDict:
+    whole = {
+        "array": ArrayRecord({"a": array()}),
+        "config": ConfigRecord({"a": 1, "b": b"x", "c": [1.0, 2.0], "d": True}),
+        "metrics": MetricRecord({"a": 1, "b": 2.0}),
+    }
+    return RecordDict(whole | changes)
+
+
+def test_evidence_is_no_part_of_what_it_says():
+    """The head is added when the entry is written; nor does the order of records count."""
+    plain = content()
+    marked = RecordDict(dict(reversed(content().items())))
+    records.add_evidence(marked, STATEMENTS[0])
+    assert records.digests_of(marked) == records.digests_of(plain)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"array": ArrayRecord({"a": array("other")})},
+        {"array": ArrayRecord({"a": array(), "b": array()})},
+        {"array": ConfigRecord({})},
+        {"config": ConfigRecord({"a": 1, "b": "x", "c": [1.0, 2.0], "d": True})},
+        {"config": ConfigRecord({"a": 1, "b": b"x", "c": [2.0, 1.0], "d": True})},
+        {"config": ConfigRecord({"a": True, "b": b"x", "c": [1.0, 2.0], "d": True})},
+        {"metrics": MetricRecord({"a": 1.0, "b": 2.0})},
+        {"more": MetricRecord({})},
+    ],
+    ids=range(8),
+)
+def test_another_content_has_another_digest(changes):
+    """Types, order in a list, and empty records count."""
+    assert records.digests_of(content(**changes)).content != records.digests_of(content()).content
