@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.app import Message, MessageType
 
 from fedlora.errors import FedloraError, InspectionError, RunError, WireError
+from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger import Purpose
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
@@ -182,20 +183,26 @@ def _require_planned(request: ChargeRequest, question: Ask, recipe: Recipe) -> N
     Raises:
         InspectionError: it is another.
     """
-    if question.purpose == "train":
-        steps = recipe.federation.local_steps
-        planned = training_charge(recipe, question.site, steps=steps)
-    else:
-        planned = evaluation_charge(recipe)
-    asked = request.charge
-    if question.purpose == "train" and recipe.privacy.clip_quantile is not None:
-        planned = replace(planned, sensitivity=asked.sensitivity)
-    same = (request.purpose, request.number) == (question.purpose, question.round)
-    if recipe.privacy.unit != "example" or not same or asked != planned:
+    if recipe.privacy.unit != "example":
         raise InspectionError(
-            f"The trainer asks to charge {request.purpose} {request.number} with {asked}, but the "
-            f"recipe plans {question.purpose} {question.round} with {planned}. Nothing was charged."
+            "The trainer asks to charge what has no privacy. Nothing was charged."
         )
+    planned = _planned(question, recipe)
+    if question.purpose == "train" and recipe.privacy.clip_quantile is not None:
+        planned = replace(planned, sensitivity=request.charge.sensitivity)
+    same = (request.purpose, request.number) == (question.purpose, question.round)
+    if not same or request.charge != planned:
+        raise InspectionError(
+            f"The trainer asks to charge {request.purpose} {request.number} with {request.charge}, "
+            f"but the recipe plans {question.purpose} {question.round} with {planned}. Nothing was "
+            "charged."
+        )
+
+
+def _planned(question: Ask, recipe: Recipe) -> Charge:
+    if question.purpose == "evaluate":
+        return evaluation_charge(recipe)
+    return training_charge(recipe, question.site, steps=recipe.federation.local_steps)
 
 
 def _error(failure: Failure) -> FedloraError:
