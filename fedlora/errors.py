@@ -10,6 +10,7 @@
     ├── WireError          bytes from the network are not the adapter that was expected
     ├── InspectionError    the gate refuses to let a reply leave the site
     ├── PolicyError        the site's policy does not allow what the aggregator asks for
+    │   └── NotYetError    it may later: a person has not said yes, or these are not its hours
     ├── EvidenceError      the evidence log is not whole, or not what was written
     ├── EnrolmentError     a site is not admitted, or a bundle or key is not the one expected
     ├── BudgetError        a privacy budget does not allow what is asked, or its ledger is not whole
@@ -51,6 +52,10 @@ class InspectionError(FedloraError):
 
 class PolicyError(FedloraError):
     """The site's policy does not allow what the aggregator asks for."""
+
+
+class NotYetError(PolicyError):
+    """The site may answer later: a person has not said yes yet, or these are not its hours."""
 
 
 class EvidenceError(FedloraError):

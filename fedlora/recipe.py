@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedlora.document import Document, write_yaml
 from fedlora.errors import RecipeError
+from fedlora.lock import Lock
 from fedlora.sections import (
     Count,
     Dataset,
@@ -76,6 +77,7 @@ class Recipe(Section):
     federation: Federation = Federation()
     wire: Wire = Wire()
     simulation: Simulation = Simulation()
+    lock: Lock | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -225,8 +227,7 @@ class Recipe(Section):
         if self.federation.cohort_sampling == "poisson":
             return drawn // 2 + 1 if drawn else 0
         quorum = self.federation.quorum or self.cohort_size // 2 + 1
-        needed = 2 * self.attackers + 3 if self.federation.robust == "multi-krum" else 1
-        return max(quorum, needed)
+        return max(quorum, 2 * self.attackers + 3 if self.federation.robust == "multi-krum" else 1)
 
     @property
     def keeps_gauge(self) -> bool:

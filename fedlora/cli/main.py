@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fedlora import __version__
-from fedlora.cli import adapters, privacy, server
+from fedlora.cli import adapters, privacy, recipe, server
 from fedlora.cli.chat import chat
 from fedlora.cli.simulate import simulate
 from fedlora.errors import FedloraError
@@ -23,6 +23,7 @@ app.command()(simulate)
 app.command()(chat)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(recipe.app, name="recipe")
 app.add_typer(server.app, name="server")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate, InspectedUpdate
 from fedlora.errors import InspectionError
+from fedlora.gate.policy import Policy
 from fedlora.privacy.ledger import Purpose
 from fedlora.sections import PrivacyUnit
 
@@ -35,6 +36,8 @@ class Leave:
     charges: int
     """Rows of that purpose, for this account, run and round, that the site's ledger has got since
     the answer was asked for."""
+    policy: Policy | None = None
+    """The operator's; none in a simulation."""
 
     def __post_init__(self) -> None:
         if self.unit == "example" and self.charges < 1:
@@ -50,8 +53,11 @@ class Leave:
 
         Raises:
             InspectionError: as ``require_sound``.
+            PolicyError: the policy does not allow its norm.
         """
         require_sound(update, spec=spec, examples=examples)
+        if self.policy:
+            self.policy.require_update(update)
         return InspectedUpdate(
             spec=update.spec, values=update.values, num_examples=update.num_examples
         )
@@ -62,9 +68,12 @@ class Leave:
         Raises:
             InspectionError: as ``inspect_metrics``; or there are some with a private update, whose
                 charge is for the update alone.
+            PolicyError: the policy does not allow one.
         """
         if metrics and self.unit != "none" and self.purpose == "train":
             raise InspectionError("Under privacy an update leaves without metrics.")
+        if self.policy:
+            self.policy.require_metrics(metrics)
         return inspect_metrics(metrics, unit=self.unit)
 
 

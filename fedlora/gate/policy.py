@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate
-from fedlora.errors import PolicyError
+from fedlora.errors import NotYetError, PolicyError
 from fedlora.gate.policy_bounds import Bounds, Digest
 from fedlora.recipe import Recipe
 from fedlora.sections import Count, Name, Section
@@ -81,6 +81,8 @@ class Policy(Section):
     """Whether a person says yes to each run."""
     hours: Annotated[str, Field(pattern=_HOURS)] | None = None
     """When the site works, such as ``20:00-06:00`` by its own clock; by default at any time."""
+    release_every: Annotated[float, Field(gt=0)] | None = None
+    """Answers leave at multiples of so many seconds alone, so that when they do tells little."""
     adapter: AdapterBounds = AdapterBounds()
     update_norm: Annotated[float, Field(gt=0)] = 100
     """Largest Frobenius norm of an update that leaves, over all of its factors."""
@@ -127,7 +129,7 @@ class Policy(Section):
             now: by the site's own clock; its time zone is not looked at.
 
         Raises:
-            PolicyError: it does not.
+            NotYetError: it does not.
         """
         if self.hours is None:
             return
@@ -135,8 +137,9 @@ class Policy(Section):
         clock = now.time()
         within = begin <= clock < end if begin < end else clock >= begin or clock < end
         if not within:
-            _require_none(
-                [f"hours: {self.hours} is allowed, but it is {clock:%H:%M}"], of="work now"
+            raise NotYetError(
+                "The site's policy does not allow work now:"
+                f"\n  hours: {self.hours} is allowed, but it is {clock:%H:%M}"
             )
 
     def require_room(self, asked: int, *, sent_in_round: int, sent_today: int) -> None:

@@ -72,16 +72,35 @@ def envelope_of_update(envelope: Envelope, recipe: Recipe, site: str) -> Envelop
     return replace(envelope, spec=envelope.spec.part(factors, rank=recipe.rank_of(site)))
 
 
-def instruction(
-    task: ConfigRecord, arrays: ArrayRecord | None, *, receipt: Head | None = None
-) -> RecordDict:
+def instruction(task: ConfigRecord, arrays: ArrayRecord | None) -> RecordDict:
     """Return the content of an instruction."""
     content = RecordDict({_TASK: task})
     if arrays is not None:
         content[_ADAPTER] = arrays
-    if receipt is not None:
-        add_head(content, receipt)
     return content
+
+
+def require_instruction(content: RecordDict, *, private: bool) -> None:
+    """Do nothing if an instruction to a deployed site holds all that it should, and nothing else.
+
+    Args:
+        content: of the message.
+        private: whether the site protects examples, and so must be told of its ledger.
+
+    Raises:
+        WireError: it holds something else.
+    """
+    expected = {_TASK, _ADAPTER, _EVIDENCE} | ({_LEDGER} if private else set())
+    if content.keys() != expected:
+        raise WireError(
+            f"The instruction holds the records {', '.join(sorted(content)) or 'none':.200}, but "
+            f"{', '.join(sorted(expected))} were expected."
+        )
+    keys = content.config_records[_TASK].keys()
+    if keys != {"recipe", "run", "round"}:
+        raise WireError(
+            f"The task holds {', '.join(sorted(keys)):.200}, of which some are unknown."
+        )
 
 
 def introduction(site: str) -> RecordDict:

@@ -136,7 +136,7 @@ def test_a_lost_answer_is_a_new_charge(begun, monkeypatch):
     Nothing is refunded, so the last round finds nothing left.
     """
     run = begun("federation.evaluate_every=0", "privacy.evaluation_noise=null")
-    monkeypatch.setattr("fedlora.runtime.site.client.Outbox.keep", lambda *_: None)
+    monkeypatch.setattr("fedlora.runtime.site.mods.Outbox.keep", lambda *_: None)
     grid = Asks(2)
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(grid, run.path, observe=lambda _: None)
@@ -232,9 +232,7 @@ def test_a_spent_account_ends_a_sites_part(begun, caplog):
     with pytest.raises(RunError, match="The site's privacy budget does not allow it"):
         serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
     assert ledger(run, "north").rows("default") == []
-    (logged,) = (
-        record for record in caplog.records if record.name == "fedlora.runtime.site.client"
-    )
+    (logged,) = (record for record in caplog.records if record.name == "fedlora.runtime.site.mods")
     assert logged.getMessage().startswith(f"north: Run {run.name} asks for more than is left.")
     assert not logged.exc_info
 

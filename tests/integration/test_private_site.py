@@ -74,7 +74,7 @@ def test_an_earlier_charge_of_the_round_pays_for_no_other_noise(begin, tmp_path,
                 return first
             assert not first.has_error()
             with monkeypatch.context() as patch:
-                patch.setattr("fedlora.runtime.site.client.Outbox.answer", lambda *_: None)
+                patch.setattr("fedlora.runtime.site.mods.Outbox.answer", lambda *_: None)
                 patch.setattr(Ledger, "commit", uncharged)
                 return super()._answer(message)
 

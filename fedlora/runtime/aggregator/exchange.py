@@ -1,13 +1,13 @@
 """The conversation with the connected sites: who they are, and replies as they arrive."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from textwrap import shorten
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedlora.chained_file import Head
 from fedlora.errors import FedloraError, RunError, WireError
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
@@ -15,16 +15,49 @@ from fedlora.runtime import records
 _POLL = 0.2
 """Seconds between looks for what is not there yet."""
 
+_RESEND = 5.0
+"""Seconds before an instruction that was lost on its way is sent again."""
+
 _LONGEST_REASON = 300
 """Letters that are kept of what a client says of its failure."""
 
+_LOST = frozenset(
+    {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.CLIENT_APP_CRASHED,
+        ErrorCode.MOD_FAILED_PRECONDITION,
+    }
+)
+"""Errors that are not a site's last word: the message, or who was to answer it, was lost; or the
+site's gate says that it may answer later."""
+
+Identities = Callable[[], Mapping[int, str]]
+"""Who the nodes are whose keys the aggregator's operator has admitted: node id to site."""
+
+Tell = Callable[[str, RecordDict], None]
+"""Adds to the content of an instruction what is for one site alone."""
+
+Again = Callable[[str], Iterable[Message]]
+"""Makes the instruction to a site anew."""
+
 
 class Exchange:
-    """Messages to sites by name over a Flower grid, and their replies one at a time."""
+    """Messages to sites by name over a Flower grid, and their replies one at a time.
 
-    def __init__(self, grid: Grid, recipe: Recipe) -> None:
+    Args:
+        grid: carries the messages.
+        recipe: of the run.
+        identities: who the nodes are, where they authenticate themselves; then what a node calls
+            itself does not count, and a site that is not connected yet is waited for in each round
+            as one that has not answered. Without it, nodes are asked.
+    """
+
+    def __init__(self, grid: Grid, recipe: Recipe, *, identities: Identities | None = None) -> None:
         self._grid = grid
         self._recipe = recipe
+        self._identities = identities
         self._nodes: dict[str, int] = {}
         self._waiting: dict[str, str] = {}
 
@@ -34,14 +67,33 @@ class Exchange:
         return tuple(sorted(self._nodes))
 
     def meet(self, task: ConfigRecord) -> None:
-        """Wait for the clients to connect and ask each for its site's name.
+        """Wait for the clients to connect; ask each for its site's name, unless that is known.
 
         Raises:
             RunError: fewer sites than a cohort needs answered within ``federation.node_timeout``.
         """
+        nodes = self._connected()
+        if self._identities is None:
+            self._ask(nodes, task)
+            return
+        self.refresh()
+        missing = sorted(site for site, node in self._nodes.items() if node not in nodes)
+        strangers = sorted(set(self._recipe.site_names) - self._nodes.keys())
+        reasons = [f"\n  {site}: not connected" for site in missing]
+        reasons += [f"\n  {site}: not admitted" for site in strangers]
+        self._require_cohort(len(self._nodes) - len(missing), reasons)
+
+    def refresh(self) -> None:
+        """Learn who was admitted or revoked meanwhile, where that is known."""
+        if self._identities is not None:
+            wanted = self._recipe.site_names
+            known = self._identities().items()
+            self._nodes = {site: node for node, site in known if site in wanted}
+
+    def _ask(self, nodes: Iterable[int], task: ConfigRecord) -> None:
         reasons = []
         met: dict[str, int] = {}
-        self._nodes = {str(node): node for node in self._connected()}
+        self._nodes = {str(node): node for node in nodes}
         for reply in self.send(self.instructions(self.sites, MessageType.QUERY, task)):
             node = int(self.sender(reply))
             try:
@@ -54,11 +106,12 @@ class Exchange:
             else:
                 met[name] = node
         self._nodes = met
+        self._require_cohort(len(met), reasons)
+
+    def _require_cohort(self, count: int, reasons: Iterable[str]) -> None:
         needed = self._recipe.cohort_size
-        if len(self._nodes) < needed:
-            raise RunError(
-                f"{len(self._nodes)} sites answered, but a cohort is {needed}." + "".join(reasons)
-            )
+        if count < needed:
+            raise RunError(f"{count} sites answered, but a cohort is {needed}." + "".join(reasons))
 
     def instructions(
         self,
@@ -67,42 +120,63 @@ class Exchange:
         task: ConfigRecord,
         *,
         arrays: ArrayRecord | None = None,
-        receipts: Mapping[str, Head] | None = None,
+        tell: Tell = lambda _site, _content: None,
     ) -> list[Message]:
-        """Return one instruction for each of the sites, with the receipt of its own ledger."""
-        return [
-            Message(
-                records.instruction(task, arrays, receipt=(receipts or {}).get(site)),
-                self._nodes[site],
-                message_type,
-                group_id=str(task["round"]),
-            )
-            for site in sites
-        ]
+        """Return one instruction for each of the sites, with what ``tell`` adds for that one."""
+        messages = []
+        for site in sites:
+            content = records.instruction(task, arrays)
+            tell(site, content)
+            group = str(task["round"])
+            messages.append(Message(content, self._nodes[site], message_type, group_id=group))
+        return messages
 
-    def send(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """Send the messages; return replies as they arrive, until all are there or too late."""
+    def send(self, messages: Sequence[Message], *, again: Again | None = None) -> Iterator[Message]:
+        """Send the messages; return replies as they arrive, until all are there or too late.
+
+        Args:
+            messages: at most one to a site.
+            again: makes an instruction anew when it, or who was to answer it, was lost. Without
+                it, the loss is the site's reply.
+        """
+        self._waiting = {}
+        return self._replies(self._push(messages), again)
+
+    def _push(self, messages: Sequence[Message]) -> list[str]:
+        """Send messages; return the identifiers of those that were taken."""
         names = {node: site for site, node in self._nodes.items()}
-        identifiers = self._grid.push_messages(messages)
-        self._waiting = {
+        taken = {
             identifier: names[message.metadata.dst_node_id]
-            for identifier, message in zip(identifiers, messages, strict=True)
+            for identifier, message in zip(
+                self._grid.push_messages(messages), messages, strict=True
+            )
             if identifier  # a grid gives none for a node that has gone
         }
-        return self._replies()
+        self._waiting |= taken
+        return list(taken)
 
-    def _replies(self) -> Iterator[Message]:
-        missing = list(self._waiting)  # in the order of sending, in which the cohort is folded
+    def _replies(self, missing: list[str], again: Again | None) -> Iterator[Message]:
+        """Yield replies; ``missing`` is in the order of sending, in which a cohort is folded."""
         deadline = time.monotonic() + self._recipe.federation.round_timeout
-        while missing:
+        lost: dict[str, float] = {}  # sites whose instruction was lost, and when to send it again
+        while missing or lost:
             idle = True
             for identifier in tuple(missing):  # one by one: a grid holds all that it is asked for
                 for reply in self._grid.pull_messages([identifier]):
                     missing.remove(identifier)
                     idle = False
-                    yield reply
+                    if again and reply.has_error() and reply.error.code in _LOST:
+                        lost[self.sender(reply)] = time.monotonic() + _RESEND
+                    else:
+                        yield reply
             if idle and time.monotonic() > deadline:
                 return
+            due = [site for site, when in lost.items() if when <= time.monotonic()]
+            if again and due:
+                pushed = self._push([message for site in due for message in again(site)])
+                missing += pushed
+                answered = {self._waiting[identifier] for identifier in pushed}
+                lost = {s: t + _RESEND for s, t in lost.items() if s not in answered}
             if idle:
                 time.sleep(_POLL)
 

@@ -9,6 +9,7 @@ last client is settled. Two updates are in memory at most.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median, median_low
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from fedlora import products
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation import RULES, Aggregator, Rule, Vote
-from fedlora.errors import AdapterError, FedloraError, WireError
+from fedlora.errors import AdapterError, FedloraError, RunError, WireError
 from fedlora.gate.inspection import inspect_metrics, require_sound
 from fedlora.methods import COORDINATE_WISE
 from fedlora.recipe import Recipe
@@ -95,6 +96,30 @@ class Fold:
             self._advance()  # the fold reads it again
         else:
             self._advance(fresh=(site, update))
+
+    def require_quorum(self, path: Path) -> None:
+        """Do nothing if enough updates were accepted, and some are left by the robust rule.
+
+        Args:
+            path: of the run that is to be resumed.
+
+        Raises:
+            RunError: too few; the message gives each client's reason.
+        """
+        number, quorum = self.envelope.round, self.recipe.quorum_of(len(self.cohort))
+        reasons = "".join(f"\n  {site}: {reason}" for site, reason in self.refused.items())
+        if len(self.admitted) < quorum:
+            raise RunError(
+                f"Round {number}: {len(self.admitted)} of {len(self.cohort)} updates were "
+                f"accepted, but the quorum is {quorum}. What was accepted is kept: put the rest "
+                f"right, then resume {path}.{reasons}"
+            )
+        if self.admitted and not self.folded:
+            raise RunError(
+                f"Round {number}: of {len(self.admitted)} updates, federation.robust: "
+                f"{self.recipe.federation.robust} left none. Take another rule in "
+                f"{path / 'recipe.yaml'}, then resume.{reasons}"
+            )
 
     def finish(self) -> AdapterUpdate:
         """Return the round's update, and keep no memory for others.

@@ -5,21 +5,30 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from fedlora.peft_folder import write_peft_folder
+from fedlora.runtime.aggregator.directory import Directory
 from fedlora.runtime.aggregator.strategy import FederatedLora
 from fedlora.runtime.events import Observer
 from fedlora.runtime.run_folder import RunFolder
 
 
-def serve(grid: Grid, folder: Path, *, observe: Observer) -> None:
+def serve(
+    grid: Grid, folder: Path, *, observe: Observer, directory: Directory | None = None
+) -> None:
     """Play the rounds that the run at ``folder`` still lacks, then publish its adapter.
 
     Where factors are personal there is no adapter for all: each site has its own.
+
+    Args:
+        grid: carries the messages.
+        folder: of the run.
+        observe: is told what happens.
+        directory: who the nodes are, where they authenticate themselves.
 
     Raises:
         FedloraError: the run cannot go on; it can be resumed with this same call.
     """
     run = RunFolder.open(folder)
-    strategy = FederatedLora(run, grid, observe=observe)
+    strategy = FederatedLora(run, grid, observe=observe, directory=directory)
     strategy.start(grid)
     if not run.recipe().federation.facts.personal:
         write_peft_folder(strategy.checkpoint.adapter, run.release)

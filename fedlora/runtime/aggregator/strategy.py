@@ -11,14 +11,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedlora.aggregation import Aggregator, new_aggregator, new_optimizer
-from fedlora.errors import FedloraError, RunError, StorageError
+from fedlora.errors import FedloraError, StorageError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
 from fedlora.runtime.aggregator.central_budget import NoisedFirst
 from fedlora.runtime.aggregator.cohort import cohort_of
+from fedlora.runtime.aggregator.directory import Directory
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.fold import Fold
-from fedlora.runtime.aggregator.receipts import Receipts
+from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.events import (
     EvaluationFailed,
     Observer,
@@ -45,14 +46,23 @@ class FederatedLora(Strategy):
           of arrival and however often the run was stopped and resumed.
     """
 
-    def __init__(self, run: RunFolder, grid: Grid, *, observe: Observer) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        grid: Grid,
+        *,
+        observe: Observer,
+        directory: Directory | None = None,
+    ) -> None:
         self.run = run
         self.recipe = run.recipe()
         self.spec = run.spec()
         self.observe = observe
         self.checkpoint = run.load()
-        self.exchange = Exchange(grid, self.recipe)
-        self.receipts = Receipts.of(run)
+        nodes = directory.nodes if directory else None
+        self.exchange = Exchange(grid, self.recipe, identities=nodes)
+        evidence = directory.evidence if directory else None
+        self.logs = SiteLogs.of(run, self.recipe, evidence=evidence)
         self._unmeasured: dict[str, str] = {}
         self._tail = 0.0
 
@@ -115,6 +125,7 @@ class FederatedLora(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draw the cohort and instruct each client whose update is not spooled yet."""
+        self.exchange.refresh()
         sites = self.exchange.sites
         cohort = cohort_of(self.run, self.recipe, number=server_round, connected=sites)
         facts, norm = self.recipe.federation.facts, self.checkpoint.median_norm
@@ -154,7 +165,7 @@ class FederatedLora(Strategy):
         for site in fold.refused.keys() & fold.admitted.keys():
             reason = fold.refused[site]
             self.observe(UpdateSettled(round=server_round, site=site, refused=reason))
-        self._require_quorum()
+        fold.require_quorum(self.run.path)
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
         step = optimizer.step(self.checkpoint.adapter, fold.finish())
@@ -215,28 +226,35 @@ class FederatedLora(Strategy):
         """
         arrays = self._encoded(number=number)
         messages = list(configure(number, arrays, self._task(number), grid))
-        return self.exchange.send(messages), len(messages) * _size(arrays)
+
+        def again(site: str) -> Iterable[Message]:
+            kind = messages[0].metadata.message_type
+            return self._instructions(
+                [site], kind, self._task(number), self._encoded(number=number)
+            )
+
+        return self.exchange.send(messages, again=again), len(messages) * _size(arrays)
 
     def _instructions(
         self, sites: Iterable[str], message_type: str, task: ConfigRecord, arrays: ArrayRecord
     ) -> Iterable[Message]:
-        """Return instructions; a site that protects examples is told how far its ledger had come.
+        """Return instructions, which say how far each site's logs had been seen to come.
 
         To the question who is there no site can be told: it is not known yet.
         """
-        seen = self.receipts.sent_to(sites) if self.recipe.privacy.unit == "example" else None
-        return self.exchange.instructions(sites, message_type, task, arrays=arrays, receipts=seen)
+        return self.exchange.instructions(
+            sites, message_type, task, arrays=arrays, tell=self.logs.tell
+        )
 
     def _content(self, site: str, reply: Message) -> RecordDict:
-        """Return what a site replied, when its ledger is not older than it was.
+        """Return what a site replied, when neither of its logs is older than it was.
 
         Raises:
-            WireError: the reply is an error, or the ledger is older.
+            WireError: the reply is an error, or a log is older.
             StorageError: the receipt cannot be kept.
         """
         content = content_of(reply)
-        if self.recipe.privacy.unit == "example":
-            self.receipts.take(site, records.head_of(content))
+        self.logs.take(site, content)
         return content
 
     def _admit(self, site: str, reply: Message) -> None:
@@ -255,23 +273,6 @@ class FederatedLora(Strategy):
     def _refuse(self, site: str, reason: str) -> None:
         self._fold.refuse(site, reason)
         self.observe(UpdateSettled(round=self._fold.envelope.round, site=site, refused=reason))
-
-    def _require_quorum(self) -> None:
-        fold, number = self._fold, self._fold.envelope.round
-        quorum = self.recipe.quorum_of(len(fold.cohort))
-        reasons = "".join(f"\n  {site}: {reason}" for site, reason in fold.refused.items())
-        if len(fold.admitted) < quorum:
-            raise RunError(
-                f"Round {number}: {len(fold.admitted)} of {len(fold.cohort)} updates were "
-                f"accepted, but the quorum is {quorum}. What was accepted is kept: put the rest "
-                f"right, then resume {self.run.path}.{reasons}"
-            )
-        if fold.admitted and not fold.folded:
-            raise RunError(
-                f"Round {number}: of {len(fold.admitted)} updates, federation.robust: "
-                f"{self.recipe.federation.robust} left none. Take another rule in "
-                f"{self.run.path / 'recipe.yaml'}, then resume.{reasons}"
-            )
 
     def _commit(self, number: int, started: float, **facts: object) -> None:
         seconds = round(time.monotonic() - started, 3)

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 from fedlora import atomic
 from fedlora.adapter import AdapterSpec
-from fedlora.errors import FedloraError, PolicyError, RunError
+from fedlora.errors import FedloraError, NotYetError, PolicyError, RunError
 from fedlora.gate.policy import Policy
 from fedlora.recipe import Recipe
 
@@ -80,7 +80,8 @@ class Approvals:
         If nobody was asked yet, the request is kept for ``fedlora client approve``.
 
         Raises:
-            PolicyError: the answer is missing, or no.
+            NotYetError: the answer is missing.
+            PolicyError: it is no.
             RunError: a file cannot be read.
             StorageError: the request cannot be written.
         """
@@ -95,7 +96,7 @@ class Approvals:
                 self._require_room()
                 request = Request(run=run, recipe=recipe, spec=spec, asked=_now())
                 atomic.write_file(self._request(run), request.to_json())
-            raise PolicyError(f"Run {run} waits for fedlora client approve {run}.")
+            raise NotYetError(f"Run {run} waits for fedlora client approve {run}.")
 
     def request(self, run: str) -> Request | None:
         """Return what was asked last in a run; none if nothing was.

@@ -19,6 +19,8 @@ class TrainerConfiguration(Section):
     """``none`` lets it run with network and keys where the platform cannot keep them from it."""
     user: Annotated[int, Field(ge=1, lt=2**32 - 1)] = 64201
     """Numeric id of the user that it runs as, which owns nothing else."""
+    timeout: Annotated[float, Field(gt=0)] = 3600
+    """Seconds in which it must answer an instruction."""
 
 
 class SiteConfiguration(Section):

@@ -45,6 +45,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def main() -> None:
     """Start the program of the command line as its first argument says."""
     wanted: dict[str, Any] = json.loads(sys.argv[1])
+    os.dup2(wanted["listener"], 3)
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if not wanted["isolated"]:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -75,38 +76,36 @@ def _execute(wanted: dict[str, Any], program: list[str]) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.umask(0o077)
     os.chdir(wanted["own"])
-    os.set_inheritable(3, True)
     listening = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
     os.execve(program[0], program, wanted["environment"] | listening)  # noqa: S606 - no shell
 
 
 def _enter_new_root(wanted: dict[str, Any]) -> None:
     """Leave the host's file system for one with nothing in it but what the program needs."""
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID, "mode=755")  # noqa: S108 - in this namespace alone
+    _mount(None, "/", flags=_MS_REC | _MS_PRIVATE)
+    _mount_tmpfs("/tmp", mode=755)  # noqa: S108 - in this namespace alone
     for name in ("old", "new"):
-        os.mkdir(f"/tmp/{name}", 0o755)  # noqa: S108 - as above
+        os.mkdir(f"/tmp/{name}", 0o755)  # noqa: S108 - likewise
     _call(_LIBC.pivot_root, b"/tmp", b"/tmp/old")
     os.chdir("/")
-    _mount("tmpfs", "/new", "tmpfs", _MS_NOSUID, "mode=755")
+    _mount_tmpfs("/new", mode=755)
     for path in ("/dev", *_EMPTY):
         os.makedirs(f"/new{path}", exist_ok=True)
-        mode = "mode=755" if path == "/dev" else "mode=1777"
-        _mount("tmpfs", f"/new{path}", "tmpfs", _MS_NOSUID, mode)
+        _mount_tmpfs(f"/new{path}", mode=755 if path == "/dev" else 1777)
     devices = [found for name in _DEVICES for found in glob.glob(f"/old/dev/{name}")]
     _show((device.removeprefix("/old") for device in devices), flags=_MS_NOSUID)
     for path, kind in (("/new/proc", "proc"), ("/new/sys", "sysfs")):
         os.mkdir(path, 0o755)
-        _mount(kind, path, kind, _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        _mount(kind, path, flags=_MS_NOSUID | _MS_NODEV | _MS_NOEXEC, kind=kind)
     _show([*_SYSTEM, *_CONFIGURATION, *wanted["programs"]])
     if os.path.isdir(f"/new{wanted['folder']}"):
-        _mount("tmpfs", f"/new{wanted['folder']}", "tmpfs", _MS_NOSUID, "mode=755")
+        _mount_tmpfs(f"/new{wanted['folder']}", mode=755)
     _show(wanted["readable"])
     _show([wanted["own"]], flags=_MS_NOSUID | _MS_NODEV)
     os.chdir("/new")
     _call(_LIBC.pivot_root, b".", b".")
     _call(_LIBC.umount2, b".", _MNT_DETACH)
-    _mount(None, "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID)
+    _mount(None, "/", flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID)
 
 
 def _show(paths: Iterable[str], *, flags: int = _MS_RDONLY | _MS_NOSUID | _MS_NODEV) -> None:
@@ -126,8 +125,8 @@ def _show(paths: Iterable[str], *, flags: int = _MS_RDONLY | _MS_NOSUID | _MS_NO
             os.mkdir(target, 0o755)
         else:
             Path(target).touch()
-        _mount(source, target, None, _MS_BIND)
-        _mount(None, target, None, _MS_REMOUNT | _MS_BIND | flags)
+        _mount(source, target, flags=_MS_BIND)
+        _mount(None, target, flags=_MS_REMOUNT | _MS_BIND | flags)
 
 
 def _drop_rights(user: int) -> None:
@@ -177,11 +176,13 @@ def _allow_unix_sockets_alone() -> None:
     _prctl(_PR_SET_SECCOMP, 2, ctypes.addressof(filters))
 
 
-def _mount(
-    source: str | None, target: str, kind: str | None, flags: int, options: str | None = None
-) -> None:
-    texts = [text and text.encode() for text in (source, target, kind, options)]
-    _call(_LIBC.mount, *texts[:3], ctypes.c_ulong(flags), texts[3])
+def _mount_tmpfs(target: str, *, mode: int) -> None:
+    _call(_LIBC.mount, b"tmpfs", target.encode(), b"tmpfs", _MS_NOSUID, f"mode={mode}".encode())
+
+
+def _mount(source: str | None, target: str, *, flags: int, kind: str | None = None) -> None:
+    texts = [text and text.encode() for text in (source, target, kind)]
+    _call(_LIBC.mount, *texts, ctypes.c_ulong(flags), None)
 
 
 def _unshare(flags: int) -> None:

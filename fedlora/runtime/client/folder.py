@@ -11,8 +11,7 @@
         gate.key.pub
     gate/            for the gate's user alone
         evidence/        the log of all that came in and went out
-        ledger.sqlite    the privacy spent
-        sites/           outbox and error feedback, by run
+        sites/           by site: its ledger of privacy, its outbox and error feedback by run
         chain/           the adapters seen, by run
         approvals/       the operator's yes, by run
     trainer/         what the trainer may write: personal factors, caches
@@ -64,6 +63,21 @@ class SiteFolder:
     def evidence(self) -> Path:
         """The log of all that came in and went out."""
         return self.gate / "evidence"
+
+    @property
+    def sites(self) -> Path:
+        """What ``FEDLORA_SITES`` names to the gate: ledger, outbox and error feedback."""
+        return self.gate / "sites"
+
+    @property
+    def chain(self) -> Path:
+        """The adapters seen, by run."""
+        return self.gate / "chain"
+
+    @property
+    def approvals(self) -> Path:
+        """What the operator was asked and answered, by run."""
+        return self.gate / "approvals"
 
     @property
     def trainer(self) -> Path:

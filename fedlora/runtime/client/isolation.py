@@ -37,13 +37,14 @@ def command(
     user: int,
     readable: Sequence[Path],
     isolation: Isolation,
+    listener: int,
     environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
     """Return the command that starts a program as the trainer is to run.
 
-    Whoever starts it hands over a listening Unix socket as descriptor 3 (``LISTEN_FDS`` and
-    ``LISTEN_PID`` are set for the program), and no other above 2. The program is killed when the
-    thread that started it ends: start it from one that stays. SIGTERM kills it.
+    The program gets the listening socket as descriptor 3, with ``LISTEN_FDS`` and ``LISTEN_PID`` as
+    by systemd, and no other above 2. It is killed when the thread that started it ends, so start it
+    from one that stays, and by SIGTERM.
 
     Args:
         program: what to start, with its arguments; the first is an absolute path.
@@ -51,7 +52,8 @@ def command(
         user: number of the user, and of the group, that it runs as: nobody else's.
         readable: data and base model, which that user must be allowed to read.
         isolation: with ``none`` it runs as who starts it, with a clean environment and no more.
-        environment: what it may take over some variables from.
+        listener: number of a listening Unix socket, which is passed on (``pass_fds``).
+        environment: what it takes some variables from: language, time zone, threads, graphics card.
 
     Raises:
         RunError: this process cannot isolate another; or ``user`` is not of the trainer alone, or
@@ -62,11 +64,12 @@ def command(
         _require_possible(folder, user, readable)
     wanted = {
         "isolated": isolated,
+        "listener": listener,
         "user": user,
         "folder": str(folder.path.resolve()),
         "own": str(folder.trainer.resolve()),
         "programs": [sys.prefix, sys.base_prefix, str(_package())],
-        "readable": [os.path.abspath(path) for path in readable],
+        "readable": [str(path.absolute()) for path in readable],
         "environment": _environment(folder, environment),
     }
     return [sys.executable, "-I", str(Path(confine.__file__)), json.dumps(wanted), *program]
@@ -84,14 +87,17 @@ def trainer(folder: SiteFolder) -> list[str]:
 
 
 def give_folder(folder: SiteFolder, user: int) -> None:
-    """Make the trainer's folder and give it to its user.
+    """Make the trainer's folder and give it, with what is in it, to its user; no trainer may run.
 
     Raises:
         RunError: it cannot be.
     """
     try:
         folder.trainer.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chown(folder.trainer, user, user, follow_symlinks=False)
+        for _, folders, files, here in os.fwalk(folder.trainer):  # follows no links
+            os.fchown(here, user, user)
+            for name in (*folders, *files):
+                os.chown(name, user, user, dir_fd=here, follow_symlinks=False)
     except OSError as error:
         raise RunError(
             f"{folder.trainer}: cannot be given to the trainer's user {user} ({error.strerror}). "
@@ -159,8 +165,8 @@ def _require_possible(folder: SiteFolder, user: int, readable: Sequence[Path]) -
         real = path.resolve()
         if any(real == each or real in each.parents or each in real.parents for each in hidden):
             raise RunError(
-                f"{path}: the trainer is to read it, but keys or the ledger of {folder.path} lie in "
-                "it. Keep data and base model apart from them."
+                f"{path}: the trainer is to read it, but keys or the ledger of {folder.path} lie "
+                "in it. Keep data and base model apart from them."
             )
 
 

@@ -122,7 +122,7 @@ def _tcp() -> str:
 def _routed(family: int, address: tuple[str | int, int]) -> bool:
     """Return whether a connection is under way, answered or refused, rather than impossible."""
     with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
+        connection.settimeout(0)
         with suppress(BlockingIOError, ConnectionRefusedError, TimeoutError):
             connection.connect(address)
         return True

@@ -1,16 +1,19 @@
 """What a site charges to its ledger for a run, always before anything is drawn."""
 
 import hmac
-import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fedlora import atomic
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
-from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Committed, Ledger
+from fedlora.privacy.charge import Charge
+from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Committed, Ledger, Purpose
 from fedlora.privacy.mechanism import KeyStream
+from fedlora.recipe import Recipe
 from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import evaluation_charge, run_charges, training_charge
 from fedlora.runtime.site.memory import site_folder
@@ -30,6 +33,60 @@ def site_ledger(site: str) -> Ledger:
     return Ledger(site_folder(site) / _LEDGER, new_filter=RenyiFilter)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What a site is about to draw in a run."""
+
+    run: str
+    purpose: Purpose
+    number: int
+    """Of the round or query."""
+    charge: Charge
+    data: str
+    """Keyed fingerprint of the site's rows: tells the operator which data it was for."""
+
+
+Charger = Callable[[Recipe, str, Draw], Committed]
+"""Commits a draw of a site, in a run of a recipe, before it happens."""
+
+
+def charged(recipe: Recipe, site: str, draw: Draw) -> Committed:
+    """Commit a draw to the site's ledger, in which the run first reserves the most it will draw.
+
+    Raises:
+        BudgetError: the account does not allow it, or as ``reserved``.
+        StorageError: the ledger cannot be written.
+    """
+    ledger = reserved(
+        site_folder(site) / _LEDGER,
+        DEFAULT_ACCOUNT,
+        run=draw.run,
+        recipe=recipe,
+        maximum=run_charges(recipe, site),
+    )
+    return ledger.commit(
+        DEFAULT_ACCOUNT,
+        draw.run,
+        purpose=draw.purpose,
+        number=draw.number,
+        charge=draw.charge,
+        data=draw.data,
+    )
+
+
+_charger = ContextVar[Charger]("charger", default=charged)
+
+
+@contextmanager
+def charging(charger: Charger) -> Iterator[None]:
+    """Let another commit draws inside the block: a trainer is not let near the ledger."""
+    token = _charger.set(charger)
+    try:
+        yield
+    finally:
+        _charger.reset(token)
+
+
 @dataclass(frozen=True)
 class SiteBudget:
     """One run's claim on a site's account.
@@ -47,50 +104,21 @@ class SiteBudget:
         """Charge the private steps of round ``number``, the first of which clips to this norm."""
         recipe = self.site.recipe
         charge = training_charge(recipe, self.site.name, steps=recipe.federation.local_steps)
-        return self._ledger.commit(
-            DEFAULT_ACCOUNT,
-            self.run,
-            purpose="train",
-            number=number,
-            charge=replace(charge, sensitivity=clip_norm),
-            data=self._data,
-        )
+        return self._commit("train", number, replace(charge, sensitivity=clip_norm))
 
     def evaluation(self, number: int) -> Committed:
         """Charge the evaluation of the global adapter of round ``number``."""
-        return self._ledger.commit(
-            DEFAULT_ACCOUNT,
-            self.run,
-            purpose="evaluate",
-            number=number,
-            charge=evaluation_charge(self.site.recipe),
-            data=self._data,
-        )
+        return self._commit("evaluate", number, evaluation_charge(self.site.recipe))
 
     def stream(self, name: str) -> KeyStream:
         """Return where the noise and samples of one charge come from."""
         return noise_stream(self.site.recipe, f"{self.site.name}/{name}")
 
-    @cached_property
-    def _ledger(self) -> Ledger:
-        """The site's ledger, in which the run has reserved the most that it will draw."""
-        recipe, folder = self.site.recipe, site_folder(self.site.name)
-        maximum = run_charges(recipe, self.site.name)
-        return reserved(
-            folder / _LEDGER, DEFAULT_ACCOUNT, run=self.run, recipe=recipe, maximum=maximum
-        )
-
-    @property
-    def _data(self) -> str:
-        """What tells the operator which data a charge was for."""
-        return _fingerprint(self.site, _key(site_folder(self.site.name) / _KEY))
-
-
-@lru_cache(maxsize=64)  # all rows are read: once, not in each round
-def _fingerprint(site: Site, key: bytes) -> str:
-    """Return a keyed digest of the site's rows."""
-    rows = [[list(row.input_ids) for row in part] for part in (site.train_rows, site.held_out_rows)]
-    return hmac.digest(key, json.dumps(rows).encode(), "sha256").hex()
+    def _commit(self, purpose: Purpose, number: int, charge: Charge) -> Committed:
+        key = _key(site_folder(self.site.name) / _KEY)
+        data = hmac.digest(key, self.site.digest, "sha256").hex()
+        draw = Draw(run=self.run, purpose=purpose, number=number, charge=charge, data=data)
+        return _charger.get()(self.site.recipe, self.site.name, draw)
 
 
 def _key(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""What a private site has answered: asked the same again, it sends the very same bytes.
+"""What a site has answered: asked the same again, it sends the very same bytes.
 
 Fresh noise would be a new charge; equal bytes tell nothing new.
 """

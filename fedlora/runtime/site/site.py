@@ -1,8 +1,10 @@
 """A site while it works: its own rows, tokenised once, and the warm base that it trains on."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cached_property
 from typing import Self
 
 from fedlora.adapter import AdapterSpec, AdapterState
@@ -24,10 +26,20 @@ _PADDING = 64
 """Private rows are padded to a multiple of so many tokens."""
 
 
-@lru_cache(maxsize=1)
+_bases: dict[Recipe, BaseModel] = {}
+_sites: dict[tuple[Recipe, str], "Site"] = {}
+
+
 def resident_base(recipe: Recipe) -> BaseModel:
-    """Return the recipe's base model, loaded once in this process."""
-    return BaseModel.load(recipe)
+    """Return the recipe's base model, which stays loaded until another recipe's is asked for.
+
+    Its sites are closed with it, before the next is loaded: a card may not hold two.
+    """
+    if recipe not in _bases:
+        _bases.clear()
+        _sites.clear()
+        _bases[recipe] = BaseModel.load(recipe)
+    return _bases[recipe]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,10 +52,9 @@ class Site:
     train_rows: Sequence[TokenizedExample]
     held_out_rows: Sequence[TokenizedExample]
 
-    @classmethod
-    @cache
-    def open(cls, recipe: Recipe, name: str) -> Self:
-        """Read and tokenise the site's data and load the base, once in this process.
+    @staticmethod
+    def open(recipe: Recipe, name: str) -> "Site":
+        """Read and tokenise the site's data and load the base; both stay, as ``resident_base``.
 
         A site that protects examples first tests, without them, the noise that is to do so.
 
@@ -53,6 +64,12 @@ class Site:
             RunError: the noise is not what it should be.
             BudgetError: no noise keeps what the recipe promises.
         """
+        if (recipe, name) not in _sites:
+            _sites[recipe, name] = Site._read(recipe, name)
+        return _sites[recipe, name]
+
+    @classmethod
+    def _read(cls, recipe: Recipe, name: str) -> Self:
         if recipe.privacy.unit == "example":
             self_test(recipe, name)
         examples = site_examples(recipe, name)
@@ -76,6 +93,13 @@ class Site:
             train_rows=tokenized(examples.train),
             held_out_rows=tokenized(examples.held_out),
         )
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the site's rows."""
+        parts = (self.train_rows, self.held_out_rows)
+        rows = [[list(row.input_ids) for row in part] for part in parts]
+        return hashlib.sha256(json.dumps(rows).encode()).digest()
 
     def train_round(self, received: AdapterState, *, number: int) -> LocalResult:
         """Train the received adapter for the steps of round ``number`` (from 1)."""

@@ -1,11 +1,12 @@
 """What is known of a base model before its weights are loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from fedlora.adapter import AdapterSpec
+from fedlora.errors import BaseModelError
 from fedlora.recipe import Recipe
 from fedlora.training.base_model.files import digest, resolve
 from fedlora.training.base_model.memory import Workload, estimate
@@ -71,7 +72,25 @@ def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> Ada
         target_modules=shortest_names(skeleton, selected),
         tensors=factor_shapes(selected, rank=recipe.lora_r),
     )
-    return trained.part(rank=recipe.rank)
+    return _as_locked(trained, recipe).part(rank=recipe.rank)
+
+
+def _as_locked(spec: AdapterSpec, recipe: Recipe) -> AdapterSpec:
+    """Return the specification under the base's name in the lock, if the recipe has one.
+
+    Raises:
+        BaseModelError: the base is not the one that the recipe is locked to.
+    """
+    lock = recipe.lock
+    if lock is None:
+        return spec
+    if lock.base_digest != spec.base_digest:
+        raise BaseModelError(
+            f"base_model: {recipe.base_model} has the digest {spec.base_digest[:12]}, but the "
+            f"recipe is locked to {lock.base_digest[:12]}: weights, configuration, tokenizer or "
+            f"chat template are others. Get {lock.base_model} as it was, or lock the recipe anew."
+        )
+    return replace(spec, base_model=lock.base_model, base_model_revision=lock.base_model_revision)
 
 
 def _workload(recipe: Recipe, spec: AdapterSpec, skeleton: PreTrainedModel) -> Workload:

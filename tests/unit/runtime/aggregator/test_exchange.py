@@ -1,8 +1,9 @@
 """The conversation with the sites: who they are, and which site a reply is from."""
 
 import pytest
-from flwr.app import Context, Message, MessageType
+from flwr.app import Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe
@@ -84,3 +85,65 @@ def test_an_error_reply_is_known_by_the_message_that_it_answers():
     (reply,) = exchange.send(messages)
     assert reply.has_error()
     assert exchange.sender(reply) == "south"
+
+
+class Lossy(InProcessGrid):
+    """Loses each site's first message, as a link does whose other end has been killed."""
+
+    def __init__(self, app: ClientApp, *, clients: int) -> None:
+        super().__init__(app, clients=clients)
+        self.lost: set[int] = set()
+
+    def pull_messages(self, message_ids):
+        for identifier in message_ids:
+            message = self._waiting.get(identifier)
+            if message and message.metadata.dst_node_id not in self.lost:
+                self.lost.add(message.metadata.dst_node_id)
+                error = Error(ErrorCode.NODE_UNAVAILABLE, "gone")
+                return [Message(error, reply_to=self._waiting.pop(identifier))]
+        return super().pull_messages(message_ids)
+
+
+def lossy_exchange() -> Exchange:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(records.introduction(f"node-{context.node_id}"), reply_to=message)
+
+    recipe = Recipe.from_yaml(
+        "{datasets: [{path: x, site: north}, {path: x, site: south}], privacy: {unit: none}}"
+    )
+    return Exchange(Lossy(app, clients=2), recipe, identities=lambda: {2: "north", 1: "south"})
+
+
+def test_an_instruction_that_was_lost_is_sent_again(monkeypatch):
+    """What the carrier lost is no answer of the site; each site's answer comes once."""
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange._RESEND", 0.0)
+    exchange = lossy_exchange()
+    exchange.meet(TASK)
+
+    def instructions(*sites: str) -> list[Message]:
+        return exchange.instructions(sites, MessageType.TRAIN, TASK)
+
+    replies = exchange.send(instructions("north", "south"), again=instructions)
+    names = {exchange.sender(r): records.site_name_of(r.content) for r in replies}
+    assert names == {"north": "node-2", "south": "node-1"}
+
+
+def test_a_loss_without_a_way_to_repeat_is_the_reply():
+    """It is known whose message was lost."""
+    exchange = lossy_exchange()
+    exchange.meet(TASK)
+    replies = list(exchange.send(exchange.instructions(["north"], MessageType.TRAIN, TASK)))
+    assert [(exchange.sender(r), r.has_error()) for r in replies] == [("north", True)]
+
+
+def test_who_a_node_is_says_the_directory_alone():
+    """Where nodes authenticate themselves they are not asked; strangers are named."""
+    exchange = lossy_exchange()
+    exchange._identities = lambda: {2: "north", 7: "elsewhere"}
+    with pytest.raises(RunError, match="1 sites answered, but a cohort is 2") as caught:
+        exchange.meet(TASK)
+    assert "south: not admitted" in str(caught.value)
+    assert exchange.sites == ("north",)

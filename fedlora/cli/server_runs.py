@@ -1,0 +1,73 @@
+"""``fedlora server start|run|status|stop|resume``: the aggregator at work."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedlora.cli.arguments import recipe_of
+
+if TYPE_CHECKING:
+    from fedlora.runtime.server.folder import ServerFolder
+    from fedlora.runtime.server.runs import Runs
+
+Directory = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="The aggregator's folder; by default this one.")
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Its name, as status lists it.")]
+
+
+def start(folder: Directory = Path()) -> None:
+    """Run the aggregator: SuperLink, front and coordinator, until Ctrl-C or SIGTERM.
+
+    What dies is started again. Runs that were under way go on.
+    """
+    from fedlora.runtime.server.start import start as run_all
+
+    run_all(_opened(folder))
+
+
+def run(
+    arguments: Annotated[list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]...")],
+    folder: Directory = Path(),
+) -> None:
+    """Begin a run of a locked recipe; the coordinator plays it when its turn comes."""
+    begun = _runs(folder).begin(recipe_of(arguments))
+    typer.echo(f"{begun.name}\nIt is played when its turn comes: fedlora server status")
+
+
+def stop(name: Run, folder: Directory = Path()) -> None:
+    """Stop a run after the message under way; resume goes on from its last round."""
+    runs = _runs(folder)
+    runs.want(runs.open(name), "stopped")
+    typer.echo(f"{name} stops. Go on with: fedlora server resume {name}")
+
+
+def resume(name: Run, folder: Directory = Path()) -> None:
+    """Let a run go on that was stopped, or that pauses, now rather than when it is due."""
+    runs = _runs(folder)
+    runs.want(runs.open(name), "playing")
+    typer.echo(f"{name} goes on when its turn comes: fedlora server status")
+
+
+def status(folder: Directory = Path()) -> None:
+    """Show the aggregator's processes, sites and runs. Exits with 1 unless all processes run."""
+    from fedlora.cli.server_status import print_status
+
+    if not print_status(_opened(folder)):
+        raise typer.Exit(1)
+
+
+def _opened(path: Path) -> "ServerFolder":
+    from fedlora.runtime.server.configuration import Configuration
+    from fedlora.runtime.server.folder import ServerFolder
+
+    folder = ServerFolder(path.resolve())
+    Configuration.read(folder.configuration)
+    return folder
+
+
+def _runs(path: Path) -> "Runs":
+    from fedlora.runtime.server.runs import Runs
+
+    return Runs(_opened(path).runs)

@@ -1,0 +1,28 @@
+"""A recipe's lock: what its base model is, so that hosts without the base know the adapter too."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedlora.sections import Count, Section, Strings
+
+Module = Annotated[tuple[str, Count, Count], Field(strict=False)]
+"""A module's path, its output features and its input features."""
+
+
+class Lock(Section):
+    """The base model that a recipe means, and the modules that it adapts there.
+
+    ``fedlora recipe lock`` writes it where the base is; nobody writes it by hand. With the recipe's
+    ranks, alpha and seed it says everything of the adapter that training begins with.
+    """
+
+    base_model: str
+    """The base as the recipe named it when it was locked; a site may keep it elsewhere."""
+    base_model_revision: str | None = None
+    base_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 over weights, configuration, tokenizer and chat template."""
+    target_modules: Strings
+    """What PEFT needs in order to find the adapted modules again."""
+    modules: Annotated[tuple[Module, ...], Field(strict=False, min_length=1)]
+    """The adapted modules, in the order in which their factors lie in an adapter."""

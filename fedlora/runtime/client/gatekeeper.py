@@ -1,0 +1,255 @@
+"""What a deployed site's gate does with one instruction: judge, log, let work, inspect, log.
+
+Nothing comes in or leaves that is not in the evidence log first.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial, reduce
+from typing import Protocol
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from flwr.common.constant import ErrorCode
+
+from fedlora.errors import FedloraError, InspectionError, NotYetError, PolicyError
+from fedlora.gate.chain import AdapterChain, digest_of
+from fedlora.gate.evidence.entries import Decided, Purpose, Received, Refused, Released
+from fedlora.gate.evidence.log import EvidenceLog
+from fedlora.gate.evidence.signing import PublicKey
+from fedlora.gate.inbound import require_adapter
+from fedlora.runtime import records
+from fedlora.runtime.client.approvals import Approvals
+from fedlora.runtime.client.configuration import SiteConfiguration, at_site
+from fedlora.runtime.site.asked import SITE_KEY, Asked
+from fedlora.runtime.site.budget import site_ledger
+from fedlora.runtime.site.mods import gate, receipted, resend, said_of
+from fedlora.wire.codec import decode_state
+
+_log = logging.getLogger(__name__)
+
+MAX_RECIPE_LETTERS = 2**20
+"""A locked recipe of a large model has some ten thousand."""
+
+
+class Trainer(Protocol):
+    """What trains and evaluates on the site's data, and is trusted with nothing else."""
+
+    def ask(self, message: Message, *, recipe: str, site: str) -> Message:
+        """Return the answer of the bare handler.
+
+        Args:
+            message: the instruction.
+            recipe: as the trainer plays it, with the site's own data.
+            site: the site's name.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gatekeeper:
+    """Answers instructions as its operator's policy says.
+
+    Guarantees:
+        - An instruction that the policy does not allow does not reach the trainer.
+        - What leaves is an update that this object encoded, metrics by name, or an error of a
+          closed list; its digest is in the evidence log before it is returned.
+        - An error never says why in words of its own.
+    """
+
+    configuration: SiteConfiguration
+    trainer: Trainer
+    evidence: EvidenceLog
+    aggregator: PublicKey
+    """Who gives receipts of the evidence log."""
+    approvals: Approvals
+    chain: AdapterChain
+    policy_digest: str
+    """SHA-256 of the policy's text, which is kept with the log."""
+    sleep: Callable[[float], None] = time.sleep
+
+    @property
+    def context(self) -> Context:
+        """Who this node is: what the SuperNode says of that does not count."""
+        return Context(
+            run_id=0,
+            node_id=0,
+            node_config={SITE_KEY: self.configuration.site},
+            state=RecordDict(),
+            run_config={},
+        )
+
+    def answer(self, message: Message) -> Message:
+        """Return the reply to an instruction, or the error that stands for it.
+
+        Raises:
+            EvidenceError: the log is not whole: nothing can be answered.
+            StorageError: the log cannot be written.
+        """
+        asked = None
+        try:
+            asked = self._read(message)
+            self._judge(message, asked)
+            reply = self._worked(message, asked)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its text may tell of the data
+            return self._refused(message, error, asked)
+        self._release(message, reply, asked)
+        return reply
+
+    def _read(self, message: Message) -> Asked:
+        """Log that an instruction came, and read it.
+
+        Raises:
+            FedloraError: it is none.
+        """
+        digests = records.digests_of(message.content)
+        received = partial(
+            Received,
+            purpose=_purpose(message),
+            message=message.metadata.message_id,
+            size=digests.size,
+            payload=digests.payload,
+            content=digests.content,
+        )
+        asked = None
+        try:
+            task = records.Task.of(message.content)
+            if len(task.recipe) > MAX_RECIPE_LETTERS:
+                raise PolicyError(
+                    f"The recipe has {len(task.recipe):,} letters; at most {MAX_RECIPE_LETTERS:,} "
+                    "are read."
+                )
+            asked = Asked.of(message, self.context)
+        finally:
+            if asked is None:
+                self.evidence.append(received(run="", round=0, recipe="", spec=None))
+        run, number, spec = asked.envelope.run, asked.envelope.round, asked.envelope.spec.digest
+        recipe = self.evidence.keep(task.recipe)
+        self.evidence.append(received(run=run, round=number, recipe=recipe, spec=spec))
+        return asked
+
+    def _judge(self, message: Message, asked: Asked) -> None:
+        """Do nothing but log it if the policy allows an instruction.
+
+        Raises:
+            PolicyError: it does not.
+        """
+        decided = partial(
+            Decided,
+            run=asked.envelope.run,
+            round=asked.envelope.round,
+            purpose=_purpose(message),
+            message=message.metadata.message_id,
+            policy=self.policy_digest,
+        )
+        try:
+            self._require_allowed(message, asked)
+        except FedloraError as error:
+            self.evidence.append(decided(allowed=False, reasons=tuple(str(error).splitlines())))
+            raise
+        self.evidence.append(decided(allowed=True, reasons=()))
+
+    def _require_allowed(self, message: Message, asked: Asked) -> None:
+        recipe, envelope, policy = asked.recipe, asked.envelope, self.configuration.policy
+        run, spec = envelope.run, envelope.spec
+        records.require_instruction(message.content, private=recipe.privacy.unit == "example")
+        self.evidence.require_receipted(
+            records.receipt_of(message.content), aggregator=self.aggregator
+        )
+        policy.require_recipe(recipe, spec, site=asked.site)
+        policy.require_now(datetime.now().astimezone())
+        self.approvals.require(run, recipe, spec=spec, policy=policy)
+        if asked.purpose not in {"train", "evaluate"}:
+            raise InspectionError("A deployed site says who it is by its key alone.")
+        state = decode_state(
+            records.unpack(message.content),
+            envelope,
+            compress=recipe.wire.compress,
+            max_bytes=recipe.wire.max_bytes,
+        )
+        number = envelope.round - (asked.purpose == "train")
+        digest = digest_of(state)
+        seen = self.chain.require_next(run, recipe.digest, number=number, digest=digest)
+        norms = require_adapter(
+            state, number=number, recipe=recipe, bounds=policy.adapter, seen=seen
+        )
+        self.chain.keep(run, recipe.digest, number=number, digest=digest, norms=norms)
+
+    def _worked(self, message: Message, asked: Asked) -> Message:
+        """Return the inspected and encoded answer, which waited for its time to leave."""
+        recipe = at_site(asked.recipe, self.configuration).to_yaml()
+
+        def ask(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's interface
+            return self.trainer.ask(message, recipe=recipe, site=asked.site)
+
+        policy = self.configuration.policy
+        reply = _guarded(ask, [receipted, resend, gate(policy)])(message, self.context)
+        today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        policy.require_room(
+            records.digests_of(reply.content).size,
+            sent_in_round=self.evidence.bytes_released(asked.envelope.run, asked.envelope.round),
+            sent_today=self.evidence.bytes_released_since(today),
+        )
+        if policy.release_every:
+            self.sleep(-time.time() % policy.release_every)
+        return reply
+
+    def _release(self, message: Message, reply: Message, asked: Asked) -> None:
+        """Log what leaves, and say in it how far the log has come."""
+        digests = records.digests_of(reply.content)
+        private = asked.recipe.privacy.unit == "example"
+        ledger = site_ledger(asked.site).head() if private else None
+        self.evidence.append(
+            Released(
+                run=asked.envelope.run,
+                round=asked.envelope.round,
+                purpose=_purpose(message),
+                message=message.metadata.message_id,
+                size=digests.size,
+                payload=digests.payload,
+                content=digests.content,
+                metrics=tuple(sorted(records.metrics_of(reply.content))),
+                recipe=self.evidence.keep(records.Task.of(message.content).recipe),
+                spec=asked.envelope.spec.digest,
+                ledger_count=ledger.count if ledger else None,
+                ledger_hash=ledger.hash if ledger else None,
+            )
+        )
+        records.add_evidence(reply.content, self.evidence.signed_head())
+
+    def _refused(self, message: Message, error: Exception, asked: Asked | None) -> Message:
+        """Log that an error leaves in place of an answer, and return it."""
+        if isinstance(error, FedloraError):
+            _log.warning("%s", error)
+        else:
+            _log.error("The instruction cannot be answered.", exc_info=error)
+        said = said_of(error)
+        self.evidence.append(
+            Refused(
+                run=asked.envelope.run if asked else "",
+                round=asked.envelope.round if asked else 0,
+                purpose=_purpose(message),
+                message=message.metadata.message_id,
+                said=said,
+                cause=type(error).__name__,
+            )
+        )
+        later = isinstance(error, NotYetError)
+        code = ErrorCode.MOD_FAILED_PRECONDITION if later else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        return Message(Error(code, said), reply_to=message)
+
+
+def _guarded(answer: ClientAppCallable, mods: list[Mod]) -> ClientAppCallable:
+    """Return ``answer`` behind mods, the first of them outermost."""
+
+    def behind(inner: ClientAppCallable, mod: Mod) -> ClientAppCallable:
+        return lambda message, context: mod(message, context, inner)
+
+    return reduce(behind, reversed(mods), answer)
+
+
+def _purpose(message: Message) -> Purpose:
+    kind = message.metadata.message_type.partition(".")[0]
+    return "train" if kind == "train" else "evaluate" if kind == "evaluate" else "query"

@@ -1,0 +1,50 @@
+"""Locking a recipe to its base model, and reading the adapter from a locked one."""
+
+from fedlora.adapter import AdapterSpec, TensorSpec
+from fedlora.errors import RecipeError
+from fedlora.lock import Lock
+from fedlora.recipe import Recipe
+
+
+def locked(recipe: Recipe, spec: AdapterSpec) -> Recipe:
+    """Return the recipe with a lock of the base that ``spec`` is an adapter of."""
+    shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
+    names = dict.fromkeys(tensor.module for tensor in spec.tensors)
+    lock = Lock(
+        base_model=spec.base_model,
+        base_model_revision=spec.base_model_revision,
+        base_digest=spec.base_digest,
+        target_modules=spec.target_modules,
+        modules=tuple((m, shapes[f"{m}.lora_B"][0], shapes[f"{m}.lora_A"][1]) for m in names),
+    )
+    return recipe.model_copy(update={"lock": lock})
+
+
+def spec_of(recipe: Recipe) -> AdapterSpec:
+    """Return what a locked recipe's global adapter is made of, without its base model.
+
+    Raises:
+        RecipeError: the recipe is not locked.
+    """
+    lock = recipe.lock
+    if lock is None:
+        raise RecipeError(
+            "The recipe is not locked, so that only a host with its base model knows the adapter. "
+            "Lock it where the base is: fedlora recipe lock RECIPE."
+        )
+    tensors: list[TensorSpec] = []
+    for module, rows, columns in lock.modules:
+        tensors += (
+            TensorSpec(module=module, factor="A", shape=(recipe.lora_r, columns)),
+            TensorSpec(module=module, factor="B", shape=(rows, recipe.lora_r)),
+        )
+    spec = AdapterSpec(
+        base_model=lock.base_model,
+        base_model_revision=lock.base_model_revision,
+        base_digest=lock.base_digest,
+        rank=recipe.lora_r,
+        alpha=recipe.lora_alpha,
+        target_modules=lock.target_modules,
+        tensors=tuple(tensors),
+    )
+    return spec.part(rank=recipe.rank)

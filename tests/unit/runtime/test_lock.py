@@ -1,0 +1,52 @@
+"""Locking a recipe to its base model."""
+
+import pytest
+
+from fedlora.errors import BaseModelError, RecipeError
+from fedlora.recipe import Recipe
+from fedlora.runtime.lock import locked, spec_of
+from fedlora.training.base_model import describe
+from fedlora.training.base_model.files import resolve
+
+RANKS = ({"lora_r": 4}, {"lora_r": 4, "federation": {"publish_rank": 6}})
+
+
+def recipe_of(**keys) -> Recipe:
+    values = {"datasets": [{"path": "standard-library"}], "privacy": {"unit": "none"}, **keys}
+    return Recipe.model_validate(values)
+
+
+@pytest.mark.parametrize("keys", RANKS)
+def test_a_locked_recipe_says_what_the_base_says(keys):
+    """Without its base, from its text alone, a locked recipe gives the base's own specification."""
+    recipe = recipe_of(**keys)
+    spec = describe(recipe).spec
+    read = Recipe.from_yaml(locked(recipe, spec).to_yaml())
+    assert spec_of(read) == spec
+    assert describe(read).spec == spec
+    assert hash(read) == hash(locked(recipe, spec))
+
+
+def test_a_base_elsewhere_is_known_by_the_name_in_the_lock(tmp_path):
+    """A site may keep the base in a folder of its own: the adapter stays the same."""
+    recipe = recipe_of()
+    spec = describe(recipe).spec
+    folder = tmp_path / "base"
+    folder.symlink_to(resolve("embedded", None))
+    there = locked(recipe, spec).model_copy(update={"base_model": str(folder)})
+    assert describe(there).spec == spec
+
+
+def test_another_base_is_refused():
+    """A recipe that is locked to another base is not played on this one."""
+    recipe = recipe_of()
+    other = locked(recipe, describe(recipe).spec)
+    lock = other.lock.model_copy(update={"base_digest": "0" * 64})
+    with pytest.raises(BaseModelError, match="locked to 000000000000"):
+        describe(other.model_copy(update={"lock": lock}))
+
+
+def test_an_unlocked_recipe_has_no_specification():
+    """The error says which command locks it, and where."""
+    with pytest.raises(RecipeError, match="fedlora recipe lock"):
+        spec_of(recipe_of())
