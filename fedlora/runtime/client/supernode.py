@@ -3,15 +3,19 @@
 import os
 import secrets
 import socket
-import sysconfig
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import fedlora
 from fedlora import atomic
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import JoinBundle
 from fedlora.runtime.service import Service
+
+STILL_ALIVE = "Failed to activate SuperNode"
+"""What SuperLink says to a node that it takes for alive already, or that it does not know."""
 
 _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
@@ -58,10 +62,10 @@ def supernode(folder: SiteFolder, *, user: tuple[int, int] | None) -> Service:
         "--host": _LOOPBACK,
         "--port": port,
     }
-    program = Path(sysconfig.get_path("scripts")) / "flower-supernode"
+    program = (sys.executable, "-P", "-m", "fedlora.runtime.client.run_supernode", str(folder.path))
     return Service(
         name="supernode",
-        command=[str(program), *(str(part) for option in options.items() for part in option)],
+        command=[*program, *(str(part) for option in options.items() for part in option)],
         environment=_environment(home),
         user=user,
         ready=lambda: _answers(port),
@@ -76,6 +80,7 @@ def _environment(home: Path) -> Mapping[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PYTHONPATH": str(Path(fedlora.__file__).resolve().parents[1]),
         "PYTHONUNBUFFERED": "1",
     }
 
