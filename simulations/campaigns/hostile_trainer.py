@@ -34,7 +34,7 @@ from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.link import TrainerLink
 from fedlora.runtime.client.probes import Place, Report
 from fedlora.runtime.site.budget import site_ledger
-from fedlora.runtime.site.client import gate
+from fedlora.runtime.site.mods import gate
 from fedlora.runtime.site.memory import FOLDER
 from fedlora.runtime.site.site import resident_base
 from fedlora.wire.codec import Envelope, encode_state, encode_trained, encode_update
