@@ -26,7 +26,11 @@ def print_services(folder: Path, *, console: Console) -> bool:
             state = f"starts again in {max(0, service.retry_at - time.time()):.0f} s"
         since = datetime.fromtimestamp(service.since).astimezone()
         table.add_row(
-            service.name, state, f"{since:%Y-%m-%d %H:%M:%S}", str(service.restarts), service.last_exit
+            service.name,
+            state,
+            f"{since:%Y-%m-%d %H:%M:%S}",
+            str(service.restarts),
+            service.last_exit,
         )
     console.print(table)
     return all(service.state == "running" for service in told.services)
