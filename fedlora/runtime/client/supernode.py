@@ -14,8 +14,10 @@ from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import JoinBundle
 from fedlora.runtime.service import Service
 
-STILL_ALIVE = "Failed to activate SuperNode"
-"""What SuperLink says to a node that it takes for alive already, or that it does not know."""
+REFUSED = "Failed to activate SuperNode"
+"""What a SuperNode logs before exit code 305 if SuperLink takes its like for alive."""
+TURNED_AWAY = "SuperNode terminated gracefully"
+"""What it logs when it is told to stop: by its supervisor, or by itself if its key is refused."""
 
 _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
