@@ -401,12 +401,12 @@ def test_logs_are_json(folder):
 
 @pytest.mark.slow
 def test_a_stock_supernode_lives_behind_the_front(tmp_path):
-    """It joins with its key, stays while SuperLink is killed and restarted, and stops once revoked.
+    """It stays while SuperLink, then the front are killed and restarted, and stops once revoked.
 
     SuperLink's database outlives the kill, so nobody is admitted anew.
     """
     folder = new_aggregator(tmp_path / "agg", sites=[])
-    with running_superlink(folder) as superlink, running_front(folder):
+    with running_superlink(folder) as superlink, running_front(folder) as front:
         site = admitted(folder, "bank")
         with supernode(folder, site, tmp_path) as node:
             wait_until(lambda: is_online(folder, site), node)
@@ -417,8 +417,12 @@ def test_a_stock_supernode_lives_behind_the_front(tmp_path):
                 answered = pulls(folder, status=200)
                 wait_until(lambda: pulls(folder, status=200) > answered, node)
                 assert is_online(folder, site)
-                admission.revoke(folder, "bank", reason="left")
-                node.wait(30)
+                front.kill()
+                front.wait()
+                with running_front(folder):
+                    wait_until(lambda: pulls(folder, status=200) > 0, node)
+                    admission.revoke(folder, "bank", reason="left")
+                    node.wait(30)
 
 
 def supernode(folder: ServerFolder, site: Site, path: Path):
