@@ -10,6 +10,7 @@ BENCHMARKS = {
     "private_step": "a private step against a plain one, and against Opacus's hooks",
     "rounds": "federated rounds against the bare training steps, and against the plain way",
     "wire": "bytes that a client sends in a round, against Flower's float32 factors",
+    "evidence": "what a signed log of each answer costs, beside encoding the answer alone",
 }
 
 
