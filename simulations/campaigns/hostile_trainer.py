@@ -192,7 +192,7 @@ def _left(folder: SiteFolder, question: _Question) -> tuple[bytes | None, str]:
         run_id=1, node_id=1, node_config={PARTITION_ID_KEY: 0}, state=RecordDict(), run_config={}
     )
     try:
-        reply = gate(question.message, context, trainer)
+        reply = gate()(question.message, context, trainer)
     except FedloraError as error:
         return None, f"{type(error).__name__}: {error}"
     finally:
