@@ -72,10 +72,8 @@ def verify(
     gate = PublicKey.read(gate_key) if gate_key else None
     aggregator = PublicKey.read(aggregator_key) if aggregator_key else None
     try:
-        if _is_site(path):
-            found = _verified_site(path, gate=gate, aggregator=aggregator)
-        else:
-            found = _verified_pack(path, gate=gate, aggregator=aggregator)
+        verified = _verified_pack if _is_pack(path) else _verified_site
+        found = verified(path, gate=gate, aggregator=aggregator)
         if since:
             older = _verified_pack(since, gate=found.gate, aggregator=aggregator)
             found.require_since(older.head, by=str(since))
@@ -125,10 +123,10 @@ def export(
     typer.echo(f"They check it with: fedlora client evidence verify {to} --gate-key …")
 
 
-def _is_site(path: Path) -> bool:
-    from fedlora.runtime.client.folder import SiteFolder
+def _is_pack(path: Path) -> bool:
+    from fedlora.gate.evidence.pack import ENTRIES, HEAD
 
-    return SiteFolder(path).join.is_file()
+    return path.is_file() or any((path / name).exists() for name in (ENTRIES, HEAD))
 
 
 def _verified_site(
@@ -181,11 +179,11 @@ def _print(lines: Sequence["Line"]) -> None:
         right = column in {"entry", "round", "bytes"}
         table.add_column(column, justify="right" if right else "left")
     table.add_column("decision")
-    ways = {"in": "[cyan]← in[/]", "out": "[green]→ out[/]"}
+    ways = {"in": Text("← in", style="cyan"), "out": Text("→ out", style="green")}
     for line in lines:
         size = f"{line.size:,}" if line.size is not None else ""
         said = Text(line.said, style="yellow" if line.bad else "")
-        place = str(line.number), line.time, ways.get(line.way, ""), line.run, line.round
+        place = str(line.number), line.time, ways.get(line.way, ""), Text(line.run), line.round
         table.add_row(*place, line.what, size, line.digest, said)
     needed = Console(width=_WIDEST).measure(table).maximum
     console = Console(highlight=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.cli import client_evidence
+from fedlora.errors import EnrolmentError
 from fedlora.gate.evidence.signing import Signer, new_key
 from fedlora.runtime.client.folder import SiteFolder
 from tests.evidence import Site, configured, decided, received, refused, signer
@@ -136,3 +137,11 @@ def test_a_pack_with_a_changed_file_is_named(evidence, folder, tmp_path):
     code, _, err = evidence("verify", tmp_path / "pack")
     assert code == 1
     assert "evidence.html is not what was exported" in err
+
+
+def test_a_folder_that_is_no_clients_is_named(tmp_path):
+    """It is neither a site's nor a pack."""
+    with pytest.raises(
+        EnrolmentError, match=r"join\.yaml: the bundle .* Name the folder of a client"
+    ):
+        client_evidence.app(["verify", str(tmp_path)], standalone_mode=False)

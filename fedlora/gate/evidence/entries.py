@@ -27,17 +27,23 @@ class Configured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Received:
-    """An instruction came in."""
+class Exchange:
+    """What all entries about one instruction have: which it is."""
 
     run: str
-    """What the instruction says; likewise the round."""
+    """As the instruction says; likewise the round."""
     round: int
     purpose: Purpose
     message: str
-    """Flower's id of the instruction; all entries about it have the same."""
+    """Flower's id of the instruction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved(Exchange):
+    """Something came or left."""
+
     size: int
-    """Bytes of the payload, the encoded adapter; 0 without one."""
+    """Bytes of the payload, the encoded adapter or update; 0 without one."""
     payload: str | None
     """SHA-256 of exactly these bytes; none without a payload."""
     content: str
@@ -49,13 +55,14 @@ class Received:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decided:
+class Received(Moved):
+    """An instruction came in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided(Exchange):
     """The policy, and what else judges an instruction, allowed it or did not."""
 
-    run: str
-    round: int
-    purpose: Purpose
-    message: str
     allowed: bool
     reasons: tuple[str, ...]
     """Why not; or what it was allowed by, such as an operator's yes."""
@@ -64,21 +71,11 @@ class Decided:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Released:
+class Released(Moved):
     """An answer goes out: written before it is sent."""
 
-    run: str
-    round: int
-    purpose: Purpose
-    message: str
-    size: int
-    """Bytes of the payload, the encoded update; 0 without one."""
-    payload: str | None
-    content: str
     metrics: tuple[str, ...]
     """Names of the numbers beside the payload; all are on the closed list of what may leave."""
-    recipe: str
-    spec: str | None
     ledger_count: int | None
     """Rows of the site's privacy ledger after this answer was charged; none where it keeps none."""
     ledger_hash: str | None
@@ -86,13 +83,9 @@ class Released:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refused:
+class Refused(Exchange):
     """An error goes out in place of an answer: written before it is sent."""
 
-    run: str
-    round: int
-    purpose: Purpose
-    message: str
     said: str
     """The text that goes out, one of a closed list."""
     cause: str

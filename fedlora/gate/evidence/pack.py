@@ -3,6 +3,7 @@
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,7 +13,7 @@ from typing import Self
 from fedlora import atomic
 from fedlora.errors import EnrolmentError, EvidenceError, StorageError
 from fedlora.gate.evidence.by_hand import README
-from fedlora.gate.evidence.entries import Configured, Decided, Logged, Received, Released
+from fedlora.gate.evidence.entries import Configured, Decided, Logged, Moved
 from fedlora.gate.evidence.log import TEXTS, EvidenceLog
 from fedlora.gate.evidence.signing import PublicKey
 from fedlora.gate.evidence.statements import SignedHead
@@ -149,7 +150,7 @@ def named_texts(entries: Sequence[Logged]) -> list[str]:
     digests = set()
     for logged in entries:
         match logged.entry:
-            case Received(recipe=digest) | Released(recipe=digest):
+            case Moved(recipe=digest):
                 digests.add(digest)
             case Configured(policy=digest) | Decided(policy=digest):
                 digests.add(digest)
@@ -194,11 +195,11 @@ def _of_folder(path: Path) -> Mapping[str, bytes]:
 def _require_names(path: Path, names: Sequence[str]) -> None:
     if len(names) > _MOST_FILES:
         raise _no_pack(path, f"it has {len(names):,} files; at most {_MOST_FILES:,} are read")
-    for name in names:
+    for name, times in Counter(names).items():
         if name not in _NAMED and not re.fullmatch(_TEXT, name):
             raise EvidenceError(f"{path}: {name!r:.120} is in it, which no pack has.")
-        if names.count(name) > 1:
-            raise EvidenceError(f"{path}: {name} is in it twice.")
+        if times > 1:
+            raise EvidenceError(f"{path}: {name} is in it {times} times.")
 
 
 def _no_pack(path: Path, reason: str) -> EvidenceError:

@@ -7,8 +7,10 @@ from fedlora.gate.evidence.entries import (
     Configured,
     Decided,
     Entry,
+    Exchange,
     Exported,
     Logged,
+    Moved,
     Purpose,
     Receipted,
     Received,
@@ -45,7 +47,7 @@ class Line:
 
 
 @dataclass(kw_only=True)
-class Exchanged:
+class Traffic:
     """What came in and left in one round, or in all."""
 
     received: int = 0
@@ -70,8 +72,8 @@ class Exchanged:
 def line_of(logged: Logged) -> Line:
     """Return an entry in words."""
     entry = logged.entry
-    asked = entry if isinstance(entry, Received | Decided | Released | Refused) else None
-    moved = entry if isinstance(entry, Received | Released) else None
+    asked = entry if isinstance(entry, Exchange) else None
+    moved = entry if isinstance(entry, Moved) else None
     return Line(
         number=logged.head.count,
         time=logged.time[:19].replace("T", " "),
@@ -81,7 +83,7 @@ def line_of(logged: Logged) -> Line:
         what=_ASKED[asked.purpose] if asked else logged.kind,
         size=moved.size if moved else None,
         digest=_short(moved.payload or moved.content) if moved else "",
-        said=_said(entry),
+        said=_printable(_said(entry)),
         bad=isinstance(entry, Refused) or (isinstance(entry, Decided) and not entry.allowed),
     )
 
@@ -108,17 +110,24 @@ def _said(entry: Entry) -> str:
     return said
 
 
+def _printable(text: str) -> str:
+    """Return a text that moves no cursor: parts of it may be an aggregator's."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def _short(digest: str) -> str:
     return digest[:_DIGITS]
 
 
-def by_round(entries: Iterable[Logged]) -> dict[tuple[str, int], Exchanged]:
+def by_round(entries: Iterable[Logged]) -> dict[tuple[str, int], Traffic]:
     """Return what came in and left in each run and round, in the order of their beginning."""
-    rounds: dict[tuple[str, int], Exchanged] = {}
+    rounds: dict[tuple[str, int], Traffic] = {}
     for logged in entries:
         entry = logged.entry
         if isinstance(entry, Received | Released | Refused):
-            rounds.setdefault((entry.run, entry.round), Exchanged()).add(entry)
+            rounds.setdefault((entry.run, entry.round), Traffic()).add(entry)
     return rounds
 
 
@@ -130,7 +139,7 @@ def page_of(entries: Sequence[Logged], *, site: str, key: str) -> str:
         site: whose they are.
         key: fingerprint of the gate's key.
     """
-    whole = Exchanged()
+    whole = Traffic()
     for logged in entries:
         whole.add(logged.entry)
     return render(

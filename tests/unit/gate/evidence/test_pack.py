@@ -181,7 +181,7 @@ def test_a_zip_with_a_name_twice_is_refused(tmp_path):
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("head.json", b"2")
     (tmp_path / "pack.zip").write_bytes(stream.getvalue())
-    with pytest.raises(EvidenceError, match=r"head\.json is in it twice"):
+    with pytest.raises(EvidenceError, match=r"head\.json is in it 2 times"):
         Pack.read(tmp_path / "pack.zip")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from fedlora.gate.evidence.entries import Logged
 from fedlora.runtime.reports import evidence
-from fedlora.runtime.reports.evidence import by_round, page_of
+from fedlora.runtime.reports.evidence import by_round, line_of, page_of
 from tests.evidence import Site, configured, decided, received, refused, released
 
 
@@ -55,6 +55,13 @@ def test_what_an_aggregator_wrote_is_escaped(entries):
     assert "<script" not in page
     assert "<img" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_what_an_aggregator_wrote_moves_no_cursor(entries):
+    """Nor clears a terminal's screen."""
+    hostile = replace(entries[2].entry, allowed=False, reasons=("a\x1b[2Jb\r\nc",))
+    said = line_of(replace(entries[2], entry=hostile)).said
+    assert said == "refused: a\ufffd[2Jb\ufffd\ufffdc"
 
 
 def test_a_page_of_very_many_entries_shows_the_newest(entries, monkeypatch):
