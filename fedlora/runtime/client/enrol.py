@@ -1,6 +1,5 @@
 """Joining an aggregator: a bundle becomes a site's folder, and its keys are made on the spot."""
 
-import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
+from fedlora.gate.evidence.signing import new_key
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import EnrolmentRequest, JoinBundle, State, post
 
@@ -110,11 +109,11 @@ def request_of(folder: SiteFolder, site: str) -> EnrolmentRequest:
         EnrolmentError: a key is broken.
         StorageError: it cannot be written.
     """
-    node, gate = _node_key(folder.node_key), _gate_key(folder.gate_key)
+    node, gate = _node_key(folder.node_key), new_key(folder.gate_key)
     return EnrolmentRequest(
         site=site,
         node_key=node.public_key().public_bytes(*_OPENSSH).decode(),
-        gate_key=base64.b64encode(gate.public_key().public_bytes_raw()).decode(),
+        gate_key=gate.text,
     )
 
 
@@ -158,20 +157,6 @@ def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
         raise _broken(path)
     public = key.public_key().public_bytes(*_OPENSSH)
     atomic.write_file(_public(path), public, b"\n")
-    return key
-
-
-def _gate_key(path: Path) -> Ed25519PrivateKey:
-    """Return the key at ``path``, made if there is none."""
-    if not path.exists():
-        made = Ed25519PrivateKey.generate()
-        pkcs8 = serialization.PrivateFormat.PKCS8
-        atomic.write_secret(path, made.private_bytes(_PEM, pkcs8, _PLAIN))
-    key = _read(path, serialization.load_pem_private_key)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise _broken(path)
-    spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    atomic.write_file(_public(path), key.public_key().public_bytes(_PEM, spki))
     return key
 
 

@@ -51,7 +51,7 @@ class SiteFolder:
 
     @property
     def gate_key(self) -> Path:
-        """What signs the evidence's heads: Ed25519, PEM; ``.pub`` is beside it."""
+        """What signs the evidence's heads: Ed25519, PEM; ``.pub``, in base64, is beside it."""
         return self.credentials / "gate.key"
 
     @property

@@ -1,15 +1,13 @@
 """Inviting a site: a token, and the join bundle that carries it."""
 
-import base64
 import secrets
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedlora import atomic
 from fedlora.errors import RunError
+from fedlora.gate.evidence.signing import PublicKey
 from fedlora.runtime.enrolment import JoinBundle, certificate_fingerprint
 from fedlora.runtime.server.configuration import Configuration
 from fedlora.runtime.server.directory import Directory
@@ -36,23 +34,20 @@ def invite(folder: ServerFolder, site: str) -> Path:
 
 
 def _bundle(folder: ServerFolder, site: str, *, token: str) -> JoinBundle:
-    public = folder.aggregator_key.with_suffix(".pub")
     try:
         pem = folder.ca_certificate.read_bytes()
         certificate = x509.load_pem_x509_certificate(pem)
-        key = serialization.load_pem_public_key(public.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{folder.path}: a bundle carries {folder.ca_certificate.name} and {public.name}, "
-            f"but one cannot be read ({error}). Restore it from a backup."
+            f"{folder.ca_certificate}: a bundle carries this certificate, but it cannot be read "
+            f"({error}). Restore it from a backup."
         ) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise RunError(f"{public}: this is no Ed25519 public key. Restore it from a backup.")
+    public = folder.aggregator_key.with_name(f"{folder.aggregator_key.name}.pub")
     return JoinBundle(
         site=site,
         aggregator=Configuration.read(folder.configuration).address,
         ca_certificate=pem.decode(),
         ca_fingerprint=certificate_fingerprint(certificate),
-        aggregator_key=base64.b64encode(key.public_bytes_raw()).decode(),
+        aggregator_key=PublicKey.read(public).text,
         token=token,
     )

@@ -10,7 +10,7 @@
         front.{crt,key}      what the sites see
         superlink.{crt,key}  Flower's SuperLink, on loopback
     keys/
-        aggregator.key   Ed25519, PEM: signs receipts; ``.pub`` is beside it
+        aggregator.key   Ed25519, PEM: signs receipts; ``.pub``, in base64, is beside it
     bundles/         a join bundle for each invited site, to be handed over
     sites/           who may take part, a file a site
     runs/            run folders
@@ -57,7 +57,7 @@ class ServerFolder:
 
     @property
     def aggregator_key(self) -> Path:
-        """What signs receipts: Ed25519, PEM; ``.pub`` is beside it."""
+        """What signs receipts: Ed25519, PEM; ``.pub``, in base64, is beside it."""
         return self.path / "keys" / "aggregator.key"
 
     @property

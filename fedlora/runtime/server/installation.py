@@ -4,12 +4,10 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from fedlora import atomic
 from fedlora.document import write_yaml
 from fedlora.errors import RunError
+from fedlora.gate.evidence.signing import new_key
 from fedlora.runtime.server.authority import SERVER_DAYS, Authority, KeyPair
 from fedlora.runtime.server.bundle import invite
 from fedlora.runtime.server.configuration import Configuration
@@ -41,7 +39,7 @@ def install(path: Path, configuration: Configuration, *, sites: Sequence[str]) -
         authority = Authority.new()
         _write_pair(folder.ca_certificate, authority.pair())
         _write_servers(folder, authority, days=SERVER_DAYS)
-        _write_aggregator_key(folder.aggregator_key)
+        new_key(folder.aggregator_key)
         atomic.write_secret(folder.superexec_secret, secrets.token_bytes(32))
         for site in sites:
             invite(folder, site)
@@ -79,12 +77,3 @@ def _write_pair(certificate: Path, pair: KeyPair) -> None:
         key.unlink(missing_ok=True)
     atomic.write_secret(key, pair.key)
     atomic.write_file(certificate, pair.certificate)
-
-
-def _write_aggregator_key(path: Path) -> None:
-    key = Ed25519PrivateKey.generate()
-    pem = serialization.Encoding.PEM
-    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    atomic.write_secret(path, key.private_bytes(pem, *private))
-    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    atomic.write_file(path.with_suffix(".pub"), public)
