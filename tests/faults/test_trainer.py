@@ -135,7 +135,10 @@ def started() -> Iterator[Callable[[Path], Supervised]]:
             for each in (path, *path.parents[:2]):
                 each.chmod(0o755)  # pytest's folders are their owner's alone
             folder = SiteFolder(path / "site")
-            data = path / "north.jsonl"
+            (path / "files").mkdir()
+            (path / "link").symlink_to(path / "files")
+            (path / "north.jsonl").symlink_to(path / "link" / "rows.jsonl")
+            data = path / "north.jsonl"  # links in its name and behind it
             rows = [{"prompt": f"What is {n}?", "completion": f"{n}."} for n in range(12)]
             data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
             wanted = "required" if can_isolate() else "none"

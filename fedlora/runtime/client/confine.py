@@ -17,11 +17,11 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix")
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix")
 _CONFIGURATION = (
     "/etc/ld.so.cache",
     "/etc/ld.so.conf",
@@ -33,6 +33,7 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "nvidia*", "kfd", "dri"
 _EMPTY = ("/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - made anew, and the program's own
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_READABLE = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -93,40 +94,48 @@ def _enter_new_root(wanted: dict[str, Any]) -> None:
         os.makedirs(f"/new{path}", exist_ok=True)
         _mount_tmpfs(f"/new{path}", mode=755 if path == "/dev" else 1777)
     devices = [found for name in _DEVICES for found in glob.glob(f"/old/dev/{name}")]
-    _show((device.removeprefix("/old") for device in devices), flags=_MS_NOSUID)
+    for device in devices:
+        _show(device.removeprefix("/old"), flags=_MS_NOSUID)
     for path, kind in (("/new/proc", "proc"), ("/new/sys", "sysfs")):
         os.mkdir(path, 0o755)
         _mount(kind, path, flags=_MS_NOSUID | _MS_NODEV | _MS_NOEXEC, kind=kind)
-    _show([*_SYSTEM, *_CONFIGURATION, *wanted["programs"]])
+    for path in (*_SYSTEM, *_CONFIGURATION):
+        _show(path)
+    for path, real in wanted["programs"]:
+        _show(path, real=real)
     if os.path.isdir(f"/new{wanted['folder']}"):
         _mount_tmpfs(f"/new{wanted['folder']}", mode=755)
-    _show(wanted["readable"])
-    _show([wanted["own"]], flags=_MS_NOSUID | _MS_NODEV)
+    for path, real in wanted["readable"]:
+        _show(path, real=real)
+    _show(wanted["own"], flags=_MS_NOSUID | _MS_NODEV)
     os.chdir("/new")
     _call(_LIBC.pivot_root, b".", b".")
     _call(_LIBC.umount2, b".", _MNT_DETACH)
     _mount(None, "/", flags=_MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID)
 
 
-def _show(paths: Iterable[str], *, flags: int = _MS_RDONLY | _MS_NOSUID | _MS_NODEV) -> None:
-    """Let the program see paths of the host's at their places; those that are not there, nowhere.
+def _show(path: str, *, real: str | None = None, flags: int = _READABLE) -> None:
+    """Let the program see a file or folder of the host's; one that is not there, nowhere.
 
-    A link of the host's root, such as ``/bin``, becomes a link.
+    Args:
+        path: where it is to be seen.
+        real: where it is, without links; if nothing else, there too. A link such as ``/bin`` is
+            then shown as a link.
+        flags: of the mount.
     """
-    for path in paths:
-        source, target = f"/old{path}", f"/new{path}"
-        if os.path.lexists(target) or not os.path.lexists(source):
-            continue
-        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-        if os.path.islink(source):
-            os.symlink(os.readlink(source), target)
-            continue
-        if os.path.isdir(source):
-            os.mkdir(target, 0o755)
-        else:
-            Path(target).touch()
-        _mount(source, target, flags=_MS_BIND)
-        _mount(None, target, flags=_MS_REMOUNT | _MS_BIND | flags)
+    source, target = f"/old{real or path}", f"/new{path}"
+    if not os.path.lexists(source):
+        return
+    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+        return
+    if os.path.isdir(source):
+        os.makedirs(target, mode=0o755, exist_ok=True)
+    elif not os.path.exists(target):
+        Path(target).touch()
+    _mount(source, target, flags=_MS_BIND)
+    _mount(None, target, flags=_MS_REMOUNT | _MS_BIND | flags)
 
 
 def _drop_rights(user: int) -> None:

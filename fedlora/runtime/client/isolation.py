@@ -68,8 +68,8 @@ def command(
         "user": user,
         "folder": str(folder.path.resolve()),
         "own": str(folder.trainer.resolve()),
-        "programs": [sys.prefix, sys.base_prefix, str(_package())],
-        "readable": [str(path.absolute()) for path in readable],
+        "programs": [_place(path) for path in (sys.prefix, sys.base_prefix, _package())],
+        "readable": [_place(path) for path in readable],
         "environment": _environment(folder, environment),
     }
     return [sys.executable, "-I", str(Path(confine.__file__)), json.dumps(wanted), *program]
@@ -187,6 +187,11 @@ def _environment(folder: SiteFolder, environment: Mapping[str, str]) -> dict[str
         "PYTHONUNBUFFERED": "1",
         "USER": "trainer",
     }
+
+
+def _place(path: Path | str) -> tuple[str, str]:
+    """Return where a path is seen, and where it is without links."""
+    return str(Path(path).absolute()), str(Path(path).resolve())
 
 
 def _package() -> Path:
