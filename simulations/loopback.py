@@ -97,7 +97,7 @@ class Loopback:
     def start_site(self, name: str) -> None:
         """Start a site as its operator does."""
         folder = self.sites[name].path
-        self._start(folder, ["client", "start", str(folder)])
+        self._start(folder, ["client", "start", "--dir", str(folder)])
 
     def supervisor(self, folder: Path) -> subprocess.Popen[bytes]:
         """Return the process that supervises a folder."""

@@ -1,13 +1,22 @@
-"""What commands are given: a recipe, and keys that replace its own, in any order."""
+"""What commands are given: a folder; a recipe, and keys that replace its own, in any order."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from fedlora.errors import RecipeError
 
 if TYPE_CHECKING:
     from fedlora.recipe import Recipe
+
+SiteDir = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="The site's folder; by default this one.")
+]
+ServerDir = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", help="The aggregator's folder; by default this one.")
+]
 
 
 def recipe_of(

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli import client_approve, client_evidence
+from fedlora.cli.arguments import SiteDir
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,18 +20,17 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Folder = Annotated[
-    Path, typer.Argument(metavar="[DIR]", help="The site's folder; by default this one.")
-]
+app.command()(client_approve.runs)
+app.command()(client_approve.approve)
+app.add_typer(client_evidence.app, name="evidence")
+
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
 @app.command()
 def enroll(
     bundle: Annotated[Path, typer.Argument(help="The join bundle that the aggregator sent.")],
-    into: Annotated[
-        Path, typer.Option(metavar="DIR", help="The site's folder; made if it is not there.")
-    ] = Path(),
+    directory: SiteDir = Path(),
     offline: Annotated[
         bool,
         typer.Option("--offline", help="Write the request to a file, to be carried over."),
@@ -41,7 +43,7 @@ def enroll(
     from fedlora.runtime.client.enrol import enrol
     from fedlora.runtime.client.folder import SiteFolder
 
-    done = enrol(bundle, SiteFolder(into), offline=offline)
+    done = enrol(bundle, SiteFolder(directory), offline=offline)
     typer.echo(f"Site {done.bundle.site} of the aggregator {done.bundle.aggregator}.")
     typer.echo(f"Your keys:        {done.fingerprint}")
     typer.echo(f"Aggregator's CA:  SHA256 {done.bundle.ca_fingerprint}")
@@ -54,14 +56,14 @@ def enroll(
         "  1. Read both lines to the aggregator's operator over the telephone, or by another way\n"
         "     that this bundle did not come by. They must be the same there.\n"
         f"  2. Say in {done.folder.configuration} what data there is and what you allow.\n"
-        f"  3. fedlora client check {into}\n"
-        f"  4. fedlora client start {into}"
+        f"  3. fedlora client check{_dir(directory)}\n"
+        f"  4. fedlora client start{_dir(directory)}"
     )
 
 
 @app.command()
 def check(
-    directory: Folder = Path(),
+    directory: SiteDir = Path(),
     step: Annotated[
         Path | None,
         typer.Option(metavar="RECIPE", help="Take one step of this recipe, too."),
@@ -91,7 +93,7 @@ def check(
 
 
 @app.command()
-def start(directory: Folder = Path()) -> None:
+def start(directory: SiteDir = Path()) -> None:
     """Run the site until it is told to stop: SuperNode, gate and trainer, started anew if they die.
 
     As root, SuperNode and gate run as the owner of the folder, and the trainer as a user of its
@@ -106,7 +108,7 @@ def start(directory: Folder = Path()) -> None:
 
 
 @app.command()
-def status(directory: Folder = Path()) -> None:
+def status(directory: SiteDir = Path()) -> None:
     """Show how the site is. Exits with 0 if all of its processes run, else with 1."""
     from rich.console import Console
 
@@ -120,6 +122,10 @@ def status(directory: Folder = Path()) -> None:
     _print_status(found, console)
     if not running:
         raise typer.Exit(1)
+
+
+def _dir(directory: Path) -> str:
+    return "" if directory == Path() else f" --dir {directory}"
 
 
 def _stepped(recipe: Path, configuration: Path) -> "Finding":

@@ -5,20 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.arguments import SiteDir
 from fedlora.errors import RunError
 
 if TYPE_CHECKING:
     from fedlora.runtime.client.approvals import Request
     from fedlora.runtime.client.folder import SiteFolder
 
-Directory = Annotated[
-    Path, typer.Option("--dir", metavar="DIR", help="Folder of the site's client.")
-]
-
 
 def approve(
     run: Annotated[str, typer.Argument(help="Name of a run, as `fedlora client runs` lists it.")],
-    directory: Directory = Path(),
+    directory: SiteDir = Path(),
     refuse: Annotated[bool, typer.Option("--refuse", help="Say no; also to end a yes.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
 ) -> None:
@@ -47,7 +44,7 @@ def approve(
     typer.echo(f"Run {run} is {said} by {answer.who} at {answer.when}.")
 
 
-def runs(directory: Directory = Path()) -> None:
+def runs(directory: SiteDir = Path()) -> None:
     """List the runs that asked, where each stands, and the last round that this site saw."""
     from rich.console import Console
     from rich.table import Table

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.arguments import SiteDir
+
 if TYPE_CHECKING:
     from fedlora.gate.evidence.signing import PublicKey
     from fedlora.gate.evidence.verification import Findings
@@ -17,17 +19,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-SiteDir = Annotated[
-    Path,
-    typer.Argument(metavar="[DIR]", help="The client's folder.", exists=True, file_okay=False),
-]
-HERE = Path()
 _WIDEST = 1_000
 
 
 @app.command()
 def show(
-    path: SiteDir = HERE,
+    path: SiteDir = Path(),
     run: Annotated[str, typer.Option(help="Only what is of this run.")] = "",
     last: Annotated[int, typer.Option(min=1, help="How many entries, the newest.")] = 50,
 ) -> None:
@@ -47,10 +44,11 @@ def show(
 
 @app.command()
 def verify(
-    path: Annotated[
-        Path,
-        typer.Argument(metavar="[DIR|PACK]", help="A client's folder, or a pack.", exists=True),
-    ] = HERE,
+    pack: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PACK]", help="A pack; without one, this site's log.", exists=True),
+    ] = None,
+    path: SiteDir = Path(),
     gate_key: Annotated[
         Path | None, typer.Option(help="The site's gate.key.pub; by default the one found there.")
     ] = None,
@@ -72,8 +70,8 @@ def verify(
     gate = PublicKey.read(gate_key) if gate_key else None
     aggregator = PublicKey.read(aggregator_key) if aggregator_key else None
     try:
-        verified = _verified_pack if _is_pack(path) else _verified_site
-        found = verified(path, gate=gate, aggregator=aggregator)
+        verified = _verified_pack if pack else _verified_site
+        found = verified(pack or path, gate=gate, aggregator=aggregator)
         if since:
             older = _verified_pack(since, gate=found.gate, aggregator=aggregator)
             found.require_since(older.head, by=str(since))
@@ -87,7 +85,9 @@ def verify(
         typer.echo(f"  proven      It has grown from the log in {since}.")
     for name, key in {"gate": gate_key, "aggregator": aggregator_key}.items():
         if key is None:
-            typer.echo(f"  not proven  That the {name}'s key is its own: it was found in {path}.")
+            typer.echo(
+                f"  not proven  That the {name}'s key is its own: it was found in {pack or path}."
+            )
     for sentence in unproven(found):
         typer.echo(f"  not proven  {sentence}")
 
@@ -95,7 +95,7 @@ def verify(
 @app.command()
 def export(
     to: Annotated[Path, typer.Option(help="A new file that ends in .zip, or a new folder.")],
-    path: SiteDir = HERE,
+    path: SiteDir = Path(),
 ) -> None:
     """Write a pack that an auditor can check offline. The log notes it, which pins the log.
 
@@ -121,12 +121,6 @@ def export(
     typer.echo(f"{to}: {head.count} entries; the last has the hash {head.hash}.")
     typer.echo(f"Give the auditor your gate's key by another way: {fingerprint}")
     typer.echo(f"They check it with: fedlora client evidence verify {to} --gate-key …")
-
-
-def _is_pack(path: Path) -> bool:
-    from fedlora.gate.evidence.pack import ENTRIES, HEAD
-
-    return path.is_file() or any((path / name).exists() for name in (ENTRIES, HEAD))
 
 
 def _verified_site(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.cli import server_runs
+from fedlora.cli.arguments import ServerDir
 
 if TYPE_CHECKING:
     from fedlora.runtime.server.directory import Entry
@@ -23,10 +24,6 @@ app.command()(server_runs.status)
 app.command()(server_runs.stop)
 app.command()(server_runs.resume)
 
-Folder = Annotated[
-    Path,
-    typer.Option("--dir", metavar="DIR", help="The aggregator's folder; by default this one."),
-]
 Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
 _SOON_DAYS = 30
 
@@ -57,7 +54,7 @@ def init(
 
 
 @app.command()
-def invite(site: Site, folder: Folder = Path()) -> None:
+def invite(site: Site, folder: ServerDir = Path()) -> None:
     """Make a join bundle for a further site, or a new one for a site that lost or leaked its own.
 
     An earlier bundle of the site is void, and so are keys that it has sent and nobody admitted.
@@ -70,7 +67,7 @@ def invite(site: Site, folder: Folder = Path()) -> None:
 @app.command()
 def admit(
     site: Site,
-    folder: Folder = Path(),
+    folder: ServerDir = Path(),
     fingerprint: Annotated[
         str | None,
         typer.Option(
@@ -110,7 +107,7 @@ def admit(
 def revoke(
     site: Site,
     reason: Annotated[str, typer.Option(help="Why; kept on record.")],
-    folder: Folder = Path(),
+    folder: ServerDir = Path(),
 ) -> None:
     """Refuse a site from now on. Needs a running aggregator."""
     from fedlora.runtime.server import admission
@@ -122,7 +119,7 @@ def revoke(
 
 
 @app.command("sites")
-def list_sites(folder: Folder = Path()) -> None:
+def list_sites(folder: ServerDir = Path()) -> None:
     """Print the sites: how far each has come, and its keys' fingerprint."""
     from rich.console import Console
     from rich.table import Table
@@ -146,7 +143,7 @@ def list_sites(folder: Folder = Path()) -> None:
 
 @app.command()
 def renew(
-    folder: Folder = Path(),
+    folder: ServerDir = Path(),
     days: Annotated[int, typer.Option(min=1, help="How long the certificates last.")] = 365,
     ca_key: Annotated[
         Path | None,

@@ -5,19 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli.arguments import recipe_of
+from fedlora.cli.arguments import ServerDir, recipe_of
 
 if TYPE_CHECKING:
     from fedlora.runtime.server.folder import ServerFolder
     from fedlora.runtime.server.runs import Runs
 
-Directory = Annotated[
-    Path, typer.Option("--dir", metavar="DIR", help="The aggregator's folder; by default this one.")
-]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Its name, as status lists it.")]
 
 
-def start(folder: Directory = Path()) -> None:
+def start(folder: ServerDir = Path()) -> None:
     """Run the aggregator: SuperLink, front and coordinator, until Ctrl-C or SIGTERM.
 
     What dies is started again. Runs that were under way go on.
@@ -29,28 +26,28 @@ def start(folder: Directory = Path()) -> None:
 
 def run(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]...")],
-    folder: Directory = Path(),
+    folder: ServerDir = Path(),
 ) -> None:
     """Begin a run of a locked recipe; the coordinator plays it when its turn comes."""
     begun = _runs(folder).begin(recipe_of(arguments))
     typer.echo(f"{begun.name}\nIt is played when its turn comes: fedlora server status")
 
 
-def stop(name: Run, folder: Directory = Path()) -> None:
+def stop(name: Run, folder: ServerDir = Path()) -> None:
     """Stop a run after the message under way; resume goes on from its last round."""
     runs = _runs(folder)
     runs.want(runs.open(name), "stopped")
     typer.echo(f"{name} stops. Go on with: fedlora server resume {name}")
 
 
-def resume(name: Run, folder: Directory = Path()) -> None:
+def resume(name: Run, folder: ServerDir = Path()) -> None:
     """Let a run go on that was stopped, or that pauses, now rather than when it is due."""
     runs = _runs(folder)
     runs.want(runs.open(name), "playing")
     typer.echo(f"{name} goes on when its turn comes: fedlora server status")
 
 
-def status(folder: Directory = Path()) -> None:
+def status(folder: ServerDir = Path()) -> None:
     """Show the aggregator's processes, sites and runs. Exits with 1 unless all processes run."""
     from fedlora.cli.server_status import print_status
 

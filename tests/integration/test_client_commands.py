@@ -58,7 +58,7 @@ def aggregator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFolde
 
 def enrolled(aggregator: ServerFolder, site: str, path: Path) -> SiteFolder:
     """Enrol a site, admit it, and return its folder."""
-    done = fedlora("client", "enroll", aggregator.bundle(site), "--into", path)
+    done = fedlora("client", "enroll", aggregator.bundle(site), "--dir", path)
     found = re.search(r"Your keys: +(\S+)", done.stdout)
     assert found, done.stderr
     admit(aggregator, site, fingerprint=found[1])
@@ -70,11 +70,11 @@ def test_from_the_bundle_to_a_site_that_is_ready(aggregator: ServerFolder, tmp_p
     """Enrolling tells the fingerprint to compare; check finds what is missing, then nothing."""
     path = tmp_path / "north"
     folder = enrolled(aggregator, "north", path)
-    unready = fedlora("client", "check", path)
+    unready = fedlora("client", "check", "--dir", path)
 
     assert unready.returncode == 1
     assert re.search(r"failed +data .*there is no such file", unready.stdout)
-    assert fedlora("client", "start", path).returncode == 2
+    assert fedlora("client", "start", "--dir", path).returncode == 2
 
     folder.configuration.write_text(
         "site: north\n"
@@ -85,7 +85,7 @@ def test_from_the_bundle_to_a_site_that_is_ready(aggregator: ServerFolder, tmp_p
         f"    base_models: [{{digest: '{digest(resolve(EMBEDDED, None))}'}}]\n"
         "    privacy: {unit: none}\n"
     )
-    ready = fedlora("client", "check", path)
+    ready = fedlora("client", "check", "--dir", path)
 
     assert ready.returncode == 0, ready.stdout
     assert not re.search(r"(?m)^failed", ready.stdout)
@@ -107,7 +107,7 @@ def test_check_takes_a_step(aggregator: ServerFolder, tmp_path: Path) -> None:
         f"    base_models: [{{digest: '{digest(resolve(EMBEDDED, None))}'}}]\n"
         "    privacy: {unit: none}\n"
     )
-    stepped = fedlora("client", "check", path, "--step", ROOT / "fedlora" / "demo.yaml")
+    stepped = fedlora("client", "check", "--dir", path, "--step", ROOT / "fedlora" / "demo.yaml")
 
     assert re.search(r"ok +one step +.*a step in .*loss \d", stepped.stdout), stepped.stdout
     assert re.search(r"failed +site's name .*it enrolled as south", stepped.stdout)
@@ -116,7 +116,7 @@ def test_check_takes_a_step(aggregator: ServerFolder, tmp_path: Path) -> None:
 def test_nothing_starts_without_a_policy(tmp_path: Path) -> None:
     """Fail closed: no policy, no run."""
     (tmp_path / "site.yaml").write_text("site: north\ndata: [{path: standard-library}]\n")
-    started = fedlora("client", "start", tmp_path)
+    started = fedlora("client", "start", "--dir", tmp_path)
 
     assert started.returncode == 2
     assert "policy is missing" in started.stderr
@@ -124,8 +124,8 @@ def test_nothing_starts_without_a_policy(tmp_path: Path) -> None:
 
 def test_a_site_that_does_not_run_says_so(aggregator: ServerFolder, tmp_path: Path) -> None:
     """Status exits with 1."""
-    fedlora("client", "enroll", aggregator.bundle("east"), "--into", tmp_path / "east")
-    shown = fedlora("client", "status", tmp_path / "east")
+    fedlora("client", "enroll", aggregator.bundle("east"), "--dir", tmp_path / "east")
+    shown = fedlora("client", "status", "--dir", tmp_path / "east")
 
     assert shown.returncode == 1
     assert "not running" in shown.stdout

@@ -50,7 +50,7 @@ def folder(tmp_path) -> SiteFolder:
 
 def test_show_prints_what_came_in_and_what_left(evidence, folder):
     """Oldest first, an entry a line."""
-    code, out, _ = evidence("show", folder.path)
+    code, out, _ = evidence("show", "--dir", folder.path)
     assert code == 0
     lines = [re.split(r"  +", line.strip()) for line in out.splitlines() if line.strip()]
     time = "2030-01-01 12:00:0"
@@ -70,12 +70,12 @@ def test_show_prints_what_came_in_and_what_left(evidence, folder):
 
 def test_show_of_a_run_or_of_the_newest(evidence, folder):
     """And how many are left out."""
-    _, out, _ = evidence("show", folder.path, "--last", 2)
+    _, out, _ = evidence("show", "--dir", folder.path, "--last", 2)
     assert [line.split()[0] for line in out.splitlines()[1:3]] == ["7", "8"]
     assert "6 older entries are not shown" in out
-    _, out, _ = evidence("show", folder.path, "--run", "demo-1")
+    _, out, _ = evidence("show", "--dir", folder.path, "--run", "demo-1")
     assert [line.split()[0] for line in out.splitlines()[1:7]] == ["2", "3", "4", "6", "7", "8"]
-    assert evidence("show", folder.path, "--run", "x") == (
+    assert evidence("show", "--dir", folder.path, "--run", "x") == (
         0,
         "No entry of run x is in the log.\n",
         "",
@@ -84,7 +84,7 @@ def test_show_of_a_run_or_of_the_newest(evidence, folder):
 
 def test_verify_says_what_is_proven_and_what_not(evidence, folder):
     """Of a whole log."""
-    code, out, _ = evidence("verify", folder.path)
+    code, out, _ = evidence("verify", "--dir", folder.path)
     assert code == 0
     assert out.startswith("Whole.\n  proven      8 entries of north, from 2030-01-01T12:00:01.000")
     assert "The aggregator has signed that it saw entries 1 to 4" in out
@@ -98,7 +98,7 @@ def test_verify_names_what_is_broken(evidence, folder):
     log = Site(folder.evidence, gate=Signer.load(folder.gate_key)).log()
     log.append(refused(3))
     shutil.copy(folder.path / "old", folder.evidence / "log.sqlite")
-    code, out, err = evidence("verify", folder.path)
+    code, out, err = evidence("verify", "--dir", folder.path)
     assert (code, out) == (1, "")
     assert "broken: " in err
     assert "it has 8 rows, and log.sqlite.head has seen 9" in err
@@ -108,8 +108,8 @@ def test_verify_names_what_is_broken(evidence, folder):
 def test_a_pack_is_exported_and_verified(evidence, folder, tmp_path, name):
     """With keys of the auditor's own, and against an older pack."""
     older, pack = tmp_path / "older.zip", tmp_path / name
-    evidence("export", folder.path, "--to", older)
-    code, out, _ = evidence("export", folder.path, "--to", pack)
+    evidence("export", "--dir", folder.path, "--to", older)
+    code, out, _ = evidence("export", "--dir", folder.path, "--to", pack)
     assert code == 0
     fingerprint = Signer.load(folder.gate_key).public.fingerprint
     assert f"{pack}: 10 entries" in out
@@ -126,12 +126,12 @@ def test_a_pack_is_exported_and_verified(evidence, folder, tmp_path, name):
     code, _, err = evidence("verify", older, *keys, tmp_path / "aggregator.pub", "--since", pack)
     assert code == 1
     assert f"The log has 9 entries, but {pack} has 10" in err
-    assert evidence("verify", folder.path, "--since", pack)[0] == 0
+    assert evidence("verify", "--dir", folder.path, "--since", pack)[0] == 0
 
 
 def test_a_pack_with_a_changed_file_is_named(evidence, folder, tmp_path):
     """The readable page, too."""
-    evidence("export", folder.path, "--to", tmp_path / "pack")
+    evidence("export", "--dir", folder.path, "--to", tmp_path / "pack")
     page: Path = tmp_path / "pack" / "evidence.html"
     page.write_text(page.read_text(encoding="utf-8").replace("1,234,567", "1,234,566"), "utf-8")
     code, _, err = evidence("verify", tmp_path / "pack")

@@ -127,7 +127,7 @@ def _require_free(folder: SiteFolder, bundle: JoinBundle) -> None:
             f"{folder.path}: this is the folder of site {there.site} at {there.aggregator} (CA "
             f"{there.ca_fingerprint[:16]}…). The bundle is for site {bundle.site} at "
             f"{bundle.aggregator} (CA {bundle.ca_fingerprint[:16]}…): choose another folder with "
-            "--into. If the aggregator has moved or has a new CA, and its operator confirms so by "
+            "--dir. If the aggregator has moved or has a new CA, and its operator confirms so by "
             f"another channel, remove {folder.join} first: the keys stay."
         )
 

@@ -63,7 +63,7 @@ def require_enrolled(folder: SiteFolder, site: SiteConfiguration) -> JoinBundle:
     """
     if not folder.join.exists():
         raise EnrolmentError(
-            f"{folder.path}: this site has not enrolled. Run fedlora client enroll BUNDLE --into "
+            f"{folder.path}: this site has not enrolled. Run fedlora client enroll BUNDLE --dir "
             f"{folder.path} with the join bundle that the aggregator's operator sent."
         )
     join = JoinBundle.read(folder.join)
