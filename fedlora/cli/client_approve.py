@@ -80,23 +80,15 @@ def _print_request(request: "Request", folder: "SiteFolder") -> None:
 
     from fedlora.runtime.client.configuration import read_site
     from fedlora.runtime.client.summary import summary
+    from fedlora.runtime.enrolment import JoinBundle
 
-    lines = summary(request, read_site(folder.configuration), aggregator=_aggregator(folder.join))
+    lines = summary(
+        request, read_site(folder.configuration), aggregator=JoinBundle.read(folder.join).aggregator
+    )
     table = Table.grid(padding=(0, 2))
     for label, text in lines:
         table.add_row(Text(label, style="bold"), Text(text, overflow="fold"))
     Console(highlight=False).print(table)
-
-
-def _aggregator(join: Path) -> str:
-    """Return where the site's aggregator answers, by the bundle that the site enrolled with."""
-    from fedlora.document import Document
-
-    if not join.is_file():
-        return "an address that is not known (the site has not enrolled)"
-    return str(
-        Document.read(join.read_text(encoding="utf-8"), source=str(join)).values["aggregator"]
-    )
 
 
 def _operator() -> str:

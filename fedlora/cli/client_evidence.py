@@ -103,12 +103,14 @@ def export(
     """
     from fedlora.gate.evidence import pack
     from fedlora.gate.evidence.log import EvidenceLog
-    from fedlora.gate.evidence.signing import Signer
+    from fedlora.gate.evidence.signing import PublicKey, Signer
     from fedlora.runtime.client.folder import SiteFolder
+    from fedlora.runtime.enrolment import JoinBundle
     from fedlora.runtime.reports.evidence import page_of
 
     folder = SiteFolder(path)
-    site, aggregator = _joined(folder.join)
+    bundle = JoinBundle.read(folder.join)
+    site, aggregator = bundle.site, PublicKey.of(bundle.aggregator_key)
     signer = Signer.load(folder.gate_key)
     log = EvidenceLog(folder.evidence, site=site, signer=signer)
     fingerprint = signer.public.fingerprint
@@ -129,11 +131,13 @@ def _verified_site(
     from fedlora.gate.evidence.signing import PublicKey
     from fedlora.gate.evidence.verification import verify_log
     from fedlora.runtime.client.folder import SiteFolder
+    from fedlora.runtime.enrolment import JoinBundle
 
     folder = SiteFolder(path)
-    site, joined = _joined(folder.join)
+    bundle = JoinBundle.read(folder.join)
+    joined = PublicKey.of(bundle.aggregator_key)
     gate = gate or PublicKey.read(folder.gate_key.with_name("gate.key.pub"))
-    return verify_log(folder.evidence, site=site, gate=gate, aggregator=aggregator or joined)
+    return verify_log(folder.evidence, site=bundle.site, gate=gate, aggregator=aggregator or joined)
 
 
 def _verified_pack(
@@ -145,22 +149,6 @@ def _verified_pack(
     pack = Pack.read(path)
     gate, aggregator = gate or pack.key(GATE_KEY), aggregator or pack.key(AGGREGATOR_KEY)
     return verify_pack(pack, gate=gate, aggregator=aggregator)
-
-
-def _joined(path: Path) -> "tuple[str, PublicKey]":
-    """Return the site's name and its aggregator's key, as the bundle that it joined with says."""
-    from fedlora.document import Document
-    from fedlora.errors import EnrolmentError
-    from fedlora.gate.evidence.signing import PublicKey
-
-    try:
-        values = Document.read(path.read_text(encoding="utf-8"), source=str(path)).values
-        return str(values["site"]), PublicKey.of(str(values["aggregator_key"]))
-    except (OSError, KeyError) as error:
-        raise EnrolmentError(
-            f"{path}: the bundle that the site joined with cannot be read ({error}). Name the "
-            "folder of a client that has enrolled."
-        ) from None
 
 
 def _print(lines: Sequence["Line"]) -> None:

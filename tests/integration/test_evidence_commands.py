@@ -12,6 +12,8 @@ from fedlora.cli import client_evidence
 from fedlora.errors import EnrolmentError
 from fedlora.gate.evidence.signing import Signer, new_key
 from fedlora.runtime.client.folder import SiteFolder
+from fedlora.runtime.enrolment import JoinBundle, certificate_fingerprint
+from fedlora.runtime.server.authority import Authority
 from tests.evidence import Site, configured, decided, received, refused, signer
 
 
@@ -37,7 +39,15 @@ def folder(tmp_path) -> SiteFolder:
     new_key(folder.gate_key)
     site = Site(folder.evidence, gate=Signer.load(folder.gate_key))
     aggregator = site.aggregator.public.text
-    folder.join.write_text(f"site: north\naggregator_key: {aggregator}\n", encoding="utf-8")
+    authority = Authority.new()
+    bundle = JoinBundle(
+        site="north",
+        aggregator="aggregator.example:9443",
+        ca_certificate=authority.pair().certificate.decode(),
+        ca_fingerprint=certificate_fingerprint(authority.certificate),
+        aggregator_key=aggregator,
+    )
+    folder.join.write_text(bundle.to_yaml(), encoding="utf-8")
     log = site.log()
     log.append(configured(log))
     site.answered(log, 1, size=1234567)
@@ -140,8 +150,6 @@ def test_a_pack_with_a_changed_file_is_named(evidence, folder, tmp_path):
 
 
 def test_a_folder_that_is_no_clients_is_named(tmp_path):
-    """It is neither a site's nor a pack."""
-    with pytest.raises(
-        EnrolmentError, match=r"join\.yaml: the bundle .* Name the folder of a client"
-    ):
-        client_evidence.app(["verify", str(tmp_path)], standalone_mode=False)
+    """The error says which file was looked for."""
+    with pytest.raises(EnrolmentError, match=r"join\.yaml"):
+        client_evidence.app(["verify", "--dir", str(tmp_path)], standalone_mode=False)
