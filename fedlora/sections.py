@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedlora.methods import COORDINATE_WISE, METHODS, Method, MethodFacts, Robust, ServerOptimizer
 
+AT_SITE = "at-site"
+"""Dataset path that means what the site's own ``site.yaml`` names."""
+
 STANDARD_LIBRARY = "standard-library"
 """Dataset path that means the documentation of the running interpreter's standard library."""
 
@@ -59,6 +62,7 @@ class Source(Section):
 class Dataset(Source):
     """One source of training rows, and whose it is."""
 
+    path: Annotated[str, Field(min_length=1)] = AT_SITE
     site: Name | None = None
     """The site that holds this data; without it the rows are dealt out among all sites."""
     lora_r: Count | None = None
@@ -71,6 +75,8 @@ class Dataset(Source):
         for key in ("lora_r", "records"):
             if getattr(self, key) and not self.site:
                 raise ValueError(f"{key} is of a site: name the site too")
+        if self.path == AT_SITE and not self.site:
+            raise ValueError("name a path, or the site whose own the data is")
         return self
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from fedlora.data.files import RawRow, read_files
 from fedlora.data.standard_library import explained_functions
 from fedlora.errors import DataError
-from fedlora.sections import STANDARD_LIBRARY, Dataset
+from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset
 
 Role = Literal["system", "user", "assistant", "text"]
 RowType = Literal["messages", "prompt-completion", "alpaca", "text"]
@@ -61,6 +61,11 @@ def read_dataset(dataset: Dataset) -> Rows:
     Raises:
         DataError: names file and line, what was expected and what to do.
     """
+    if dataset.path == AT_SITE:
+        raise DataError(
+            f"datasets: the data of site {dataset.site} is named by the site itself, in a "
+            "deployment. To simulate, or to train here, give the dataset a path."
+        )
     if dataset.path == STANDARD_LIBRARY:
         return _standard_library(dataset.packages)
     rows = tuple(read_files(Path(dataset.path)))

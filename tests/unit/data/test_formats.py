@@ -200,3 +200,13 @@ def test_the_standard_library_is_read_as_questions_and_answers() -> None:
     assert answer.content.startswith("Insert item x in list a")
     assert len(set(questions)) == len(questions)
     assert all(3 <= len(row.turns[1].content.split()) <= 60 for row in rows.examples)
+
+
+def test_data_that_a_site_names_itself_is_not_here():
+    """A recipe for a deployment need name no file; played elsewhere, the error says so."""
+    with pytest.raises(
+        DataError, match=r"site north is named by the site itself.*give the dataset a path"
+    ):
+        read_dataset(Dataset(site="north"))
+    with pytest.raises(ValueError, match="name a path, or the site"):
+        Dataset()
