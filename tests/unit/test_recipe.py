@@ -472,10 +472,10 @@ def test_a_wrong_value_is_named_with_its_line(text, says):
 
 def test_every_wrong_key_is_listed_with_its_own_line():
     """One pass of corrections is enough."""
-    message = refusal("datasets:\n  - path: a\n    typ: text\n  - site: b\nlora_r: x\n")
+    message = refusal("datasets:\n  - path: a\n    typ: text\n  - sites: b\nlora_r: x\n")
     assert sorted(message.splitlines()) == [
         "r.yaml, line 3: datasets[1].typ is not a known key; did you mean type?",
-        "r.yaml, line 4: datasets[2].path is missing.",
+        "r.yaml, line 4: datasets[2].sites is not a known key; did you mean site?",
         "r.yaml, line 5: lora_r: input should be a valid integer, but it is 'x'.",
     ]
 
