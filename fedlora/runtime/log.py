@@ -7,10 +7,13 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 _LOG = logging.getLogger("fedlora")
+_OWN = frozenset({"time", "level", "process"})
+"""Keys that each process writes itself."""
 _FACTS = "facts"
 """Attribute of a log record that holds what an event is about."""
 
@@ -58,3 +61,14 @@ def say(event: str, /, **facts: object) -> None:
 def warn(event: str, /, **facts: object) -> None:
     """Log an event that an operator should look at."""
     _LOG.warning("%s", event, extra={_FACTS: facts})
+
+
+def pass_on(text: str, /, **facts: object) -> None:
+    """Log as a warning what another process said: if that is a line of JSON of ours, its event."""
+    event, said = text, dict[str, object]()
+    with suppress(ValueError):
+        line = json.loads(text)
+        if isinstance(line, dict) and "event" in line:
+            event = str(line.pop("event"))
+            said = {key: value for key, value in line.items() if key not in _OWN}
+    warn(event, **{**said, **facts})

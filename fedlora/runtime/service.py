@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.runtime import launcher, service_state
-from fedlora.runtime.log import warn
+from fedlora.runtime.log import pass_on
 from fedlora.runtime.service_log import ServiceLog
 from fedlora.runtime.service_state import Phase, Process, ServiceState
 
@@ -155,7 +155,7 @@ class Keeper:
         self._changed()
 
     def _warn(self, event: str) -> None:
-        warn(event, service=self._service.name)
+        pass_on(event, service=self._service.name)
 
 
 async def _answers(service: Service) -> bool:

@@ -5,10 +5,11 @@ attempt at a fedlora run, is itself the executor of its ServerApp, and goes on f
 checkpoint. A run that cannot go on pauses with its reason and is tried again.
 """
 
+import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +24,7 @@ from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.superlink import carried
 from fedlora.runtime.carriers.tasks import Endpoint
-from fedlora.runtime.events import log_event
+from fedlora.runtime.events import Event, Observer
 from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server.app_bundle import app_bundle
@@ -97,7 +98,7 @@ class Coordinator:
         endpoint = self._endpoint()
         token = self._task(endpoint)
         with carried(endpoint, token, still_wanted=still_wanted) as grid:
-            serve(grid, run.path, observe=log_event, directory=self._directory())
+            serve(grid, run.path, observe=_observer(run), directory=self._directory())
         write_report(run)
 
     def _task(self, endpoint: Endpoint) -> str:
@@ -141,6 +142,16 @@ class Coordinator:
             secret=self.folder.superexec_secret.read_bytes(),
             certificates=self.folder.ca_certificate.read_bytes(),
         )
+
+
+def _observer(run: RunFolder) -> Observer:
+    """Return what writes the run's events to the log, each with what it is about."""
+
+    def observe(event: Event) -> None:
+        words = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
+        log.say(words, run=run.name, **asdict(event))
+
+    return observe
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 
-from fedlora.runtime.log import JsonFormatter
+from fedlora.runtime.log import JsonFormatter, pass_on
 
 
 def test_an_event_is_one_line_of_json():
@@ -28,3 +28,14 @@ def test_an_error_carries_its_traceback():
         record.exc_info = sys.exc_info()
     said = json.loads(JsonFormatter("front").format(record))
     assert "ValueError: invalid literal" in said["traceback"]
+
+
+def test_what_another_process_said_is_not_wrapped_twice(caplog):
+    """Its own event and facts are told, with whose they are; other text is told as it is."""
+    pass_on('{"time": "t", "level": "warning", "event": "no room", "disk": "/a"}', service="gate")
+    pass_on("Traceback: x", service="gate")
+    pass_on('{"a": 1', service="gate")
+    first, second, third = caplog.records
+    assert (first.getMessage(), first.facts) == ("no room", {"disk": "/a", "service": "gate"})
+    assert (second.getMessage(), second.facts) == ("Traceback: x", {"service": "gate"})
+    assert third.getMessage() == '{"a": 1'
