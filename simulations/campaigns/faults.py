@@ -25,7 +25,7 @@ _MOMENT = 4.0
 """Seconds after a round's end at which a fault comes at the latest: about a round."""
 _AFTER = 2
 """Rounds that must complete after a fault."""
-_PATIENCE = 240.0
+_PATIENCE = 300.0
 """Seconds in which they must."""
 _LONG_EVERY = 12
 """Trials of which one is long."""
@@ -77,9 +77,7 @@ def _trial(scene: Scene, fault: Fault, random: Random, known: set[str], *, trial
     known |= found.keys()
     took, recovery = time.monotonic() - began, time.monotonic() - healed
     verdict = "survived" if not failures else "FAILED"
-    print(
-        f"{trial:4} {fault.name} ({hit}): {verdict}, {recovery:.1f} of {took:.1f} s", flush=True
-    )
+    print(f"{trial:4} {fault.name} ({hit}): {verdict}, {recovery:.1f} of {took:.1f} s", flush=True)
     for failure in failures:
         print(f"     {failure}", flush=True)
     return bool(failures)

@@ -1,1 +1,1 @@
-"""What a deployment is put through by ``campaigns faults``, and how it is seen that nothing is lost."""
+"""What ``campaigns faults`` puts a deployment through, and how it sees that nothing is lost."""

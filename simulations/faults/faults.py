@@ -64,14 +64,11 @@ def _kills() -> list[Fault]:
 
 def _stops() -> list[Fault]:
     found = []
-    for long in (False, True):
-        word, span = ("stop long", _LONG) if long else ("stop", _SHORT)
-        for service in (*AT_SITE, *AT_AGGREGATOR):
-            found.append(Fault(f"{word} {service}", _suspend(service, span), long))
-        found += [
-            Fault(f"{word} site host", _suspend_host(span, site=True), long),
-            Fault(f"{word} aggregator host", _suspend_host(span, site=False), long),
-        ]
+    for word, span in (("stop", _SHORT), ("stop long", _LONG)):
+        strikes = {service: _suspend(service, span) for service in (*AT_SITE, *AT_AGGREGATOR)}
+        strikes["site host"] = _suspend_host(span, site=True)
+        strikes["aggregator host"] = _suspend_host(span, site=False)
+        found += [Fault(f"{word} {of}", strike, span is _LONG) for of, strike in strikes.items()]
     return found
 
 

@@ -1,4 +1,4 @@
-"""The line between a site and its aggregator: a TCP proxy that can be cut, slowed or fall silent."""
+"""The line between a site and its aggregator: a TCP proxy to be cut, slowed or kept silent."""
 
 import asyncio
 import threading
@@ -68,7 +68,7 @@ class Line:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, down: bool = False
     ) -> None:
         while data := await reader.read(_PIECE):
-            while self.mode == "silent":
+            while self.mode == "silent":  # noqa: ASYNC110 - another thread changes it
                 await asyncio.sleep(_LOOK_S)
             if self.mode == "half" and down:
                 break

@@ -1,6 +1,6 @@
-"""A site as ``fedlora client start`` runs it, but with the one-hot trainer and a clock to put wrong.
+"""A site as ``fedlora client start`` runs it, but with the one-hot trainer and a clock of its own.
 
-``python -m simulations.faults.site DIR``; where there is no C compiler, the clock stays right.
+``python -m simulations.faults.site DIR``; the clock can be put wrong where there is a C compiler.
 """
 
 import struct
