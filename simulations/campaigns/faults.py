@@ -8,6 +8,7 @@ and not the same.
 """
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -42,8 +43,11 @@ def run(*, trials: int, seed: int) -> None:
         _await(scene, rounds=1)
         known = set[str]()
         for trial, fault in enumerate(_drawn(faults(scene), random, trials=trials), start=1):
-            failed = _trial(scene, fault, random, known, trial=trial)
-            survived += not failed
+            print(f"{trial:4} {fault.name}", end=" ", flush=True)
+            failures = _trial(scene, fault, random, known=known)
+            survived += not failures
+            for failure in failures:
+                print(f"     {failure}", flush=True)
     print(f"survivors {survived}/{trials}")
     result = {"name": "faults", "trials": trials, "survived": survived, "seed": seed}
     print(json.dumps(result | {"holds": survived == trials}))
@@ -62,8 +66,8 @@ def _drawn(kinds: Sequence[Fault], random: Random, *, trials: int) -> list[Fault
     return chosen
 
 
-def _trial(scene: Scene, fault: Fault, random: Random, known: set[str], *, trial: int) -> bool:
-    """Do a fault and see what comes of it; return whether something does not hold."""
+def _trial(scene: Scene, fault: Fault, random: Random, *, known: set[str]) -> list[str]:
+    """Do a fault, print what came of it, and return what does not hold and is not known yet."""
     began, before = time.monotonic(), scene.rounds()
     time.sleep(random.uniform(0, _MOMENT))
     hit = fault.strike(scene, random)
@@ -71,16 +75,15 @@ def _trial(scene: Scene, fault: Fault, random: Random, known: set[str], *, trial
     try:
         _await(scene, rounds=before + _AFTER)
     except TimeoutError as error:
-        failures.append(f"no round completed within {_PATIENCE:g} s\n{error}")
+        print(error, file=sys.stderr, flush=True)  # the end of each log
+        failures.append(f"{_AFTER} rounds did not complete within {_PATIENCE:g} s")
     found = problems(scene)
     failures += [f"{what}: {how}" for what, how in found.items() if what not in known]
     known |= found.keys()
     took, recovery = time.monotonic() - began, time.monotonic() - healed
-    verdict = "survived" if not failures else "FAILED"
-    print(f"{trial:4} {fault.name} ({hit}): {verdict}, {recovery:.1f} of {took:.1f} s", flush=True)
-    for failure in failures:
-        print(f"     {failure}", flush=True)
-    return bool(failures)
+    verdict = "FAILED" if failures else "survived"
+    print(f"({hit}): {verdict}, {recovery:.1f} of {took:.1f} s", flush=True)
+    return failures
 
 
 def _await(scene: Scene, *, rounds: int) -> None:
