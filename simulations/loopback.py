@@ -43,6 +43,8 @@ class Loopback:
         recipe: names its sites; each trains on what the recipe says, by its own ``site.yaml``.
         isolation: of the trainers; ``required`` needs root.
         policy: what differs from a policy that allows the recipe by its digest, without a person.
+        client: what is run with a site's folder to start it.
+        prepare: is given each folder before its processes start for the first time.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Loopback:
         *,
         isolation: str = "none",
         policy: Mapping[str, Any] | None = None,
+        client: Sequence[str] = ("fedlora", "client", "start", "--dir"),
+        prepare: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.folder = folder
         self.recipe = locked(recipe, describe(recipe).spec)
@@ -59,6 +63,7 @@ class Loopback:
         self.sites = {name: SiteFolder(folder / name) for name in recipe.site_names}
         self.runs = Runs(self.server.runs)
         self._isolation, self._policy = isolation, policy or {}
+        self._client, self._prepare = client, prepare
         self._stack = ExitStack()
         self._supervisors: dict[Path, subprocess.Popen[bytes]] = {}
 
@@ -92,12 +97,13 @@ class Loopback:
 
     def start_server(self) -> None:
         """Start the aggregator as its operator does."""
-        self._start(self.server.path, ["server", "start", "--dir", str(self.server.path)])
+        folder = self.server.path
+        self._start(folder, ["fedlora", "server", "start", "--dir", str(folder)])
 
     def start_site(self, name: str) -> None:
         """Start a site as its operator does."""
         folder = self.sites[name].path
-        self._start(folder, ["client", "start", "--dir", str(folder)])
+        self._start(folder, [*self._client, str(folder)])
 
     def supervisor(self, folder: Path) -> subprocess.Popen[bytes]:
         """Return the process that supervises a folder."""
@@ -150,6 +156,7 @@ class Loopback:
             metrics_port=metrics,
         )
         install(self.server.path, configuration, sites=list(self.sites))
+        self._prepare(self.server.path)
         self.start_server()
         self.wait(self._answers)
         for name, folder in self.sites.items():
@@ -170,6 +177,7 @@ class Loopback:
         done = enrol(self.server.bundle(name), folder)
         folder.configuration.write_text(write_yaml(self.site_yaml(name)), encoding="utf-8")
         admission.admit(self.server, name, fingerprint=done.fingerprint)
+        self._prepare(folder.path)
 
     def site_yaml(self, name: str) -> dict[str, Any]:
         """Return a site's configuration: its data of the recipe, and a policy that allows it."""
@@ -189,7 +197,7 @@ class Loopback:
         log = (self.folder / f"{folder.name}.log").open("ab")
         with log:
             self._supervisors[folder] = subprocess.Popen(
-                [sys.executable, "-m", "fedlora", *arguments],
+                [sys.executable, "-m", *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

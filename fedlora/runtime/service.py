@@ -49,6 +49,8 @@ class Service:
     """
     ready: Callable[[], bool] | None = None
     """Says within seconds whether the service answers; called from another thread."""
+    takes_along: Sequence[str] = ()
+    """Services that are killed when it ends: they would wait for what it began and never ends."""
     patience: float = 60.0
     """Seconds that it may be suspended, or not answer, before it is killed and started again."""
 
@@ -63,10 +65,12 @@ class Keeper:
         log: Path,
         listening: socket.socket | None,
         changed: Callable[[], None],
+        ended: Callable[[Service], None],
     ) -> None:
         self._service = service
         self._listening = listening
         self._changed = changed
+        self._ended = ended
         self._log = ServiceLog(log, alarm=self._warn)
         self.state = ServiceState(name=service.name)
 
@@ -77,6 +81,7 @@ class Keeper:
             while True:
                 began = time.monotonic()
                 await self._live()
+                self._ended(self._service)
                 if time.monotonic() - began >= _HEALTHY:
                     delay = _FIRST_DELAY
                 self._enter("waiting", retry_at=time.time() + delay)
@@ -86,6 +91,11 @@ class Keeper:
                 self.state.restarts += 1
         finally:
             self._enter("stopped")
+
+    def kill(self) -> None:
+        """Kill the service's process, if it has one; it is started again."""
+        if self.state.process is not None:
+            service_state.kill(self.state.process.pid, signal.SIGKILL)
 
     async def _live(self) -> None:
         """Run one process of the service until it ends; a cancelled task ends it first."""

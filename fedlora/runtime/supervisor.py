@@ -115,6 +115,7 @@ class _Supervisor:
                 log=folder / "logs" / f"{service.name}.log",
                 listening=sockets.get(service.name),
                 changed=self._write,
+                ended=self._take_along,
             )
             for service in services
         ]
@@ -136,6 +137,11 @@ class _Supervisor:
         for task in tasks:
             if not task.cancelled():
                 task.result()  # a keeper never ends by itself: this raises what ended it
+
+    def _take_along(self, service: Service) -> None:
+        for keeper in self._keepers:
+            if keeper.state.name in service.takes_along:
+                keeper.kill()
 
     def _write(self) -> None:
         states = [keeper.state for keeper in self._keepers]

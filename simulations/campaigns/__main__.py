@@ -4,6 +4,7 @@ import argparse
 import importlib
 
 CAMPAIGNS = {
+    "faults": "each fault that a deployment must survive, at random moments of a real one",
     "ledger": "kill -9 around the writes of two processes on one budget account",
 }
 

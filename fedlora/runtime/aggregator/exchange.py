@@ -1,6 +1,7 @@
 """The conversation with the connected sites: who they are, and replies as they arrive."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from textwrap import shorten
 
@@ -15,11 +16,15 @@ from fedlora.runtime import records
 _POLL = 0.2
 """Seconds between looks for what is not there yet."""
 
-_RESEND = 5.0
-"""Seconds before an instruction that was lost on its way is sent again."""
+_RESEND, _LONGEST_RESEND = 5.0, 60.0
+"""Seconds before an instruction that was lost on its way is sent again; doubled up to the second
+each time that the site says that it may answer later, since each takes the adapter there again."""
 
 _LONGEST_REASON = 300
 """Letters that are kept of what a client says of its failure."""
+
+_LATER = ErrorCode.MOD_FAILED_PRECONDITION
+"""What a site's gate says if it may answer later."""
 
 _LOST = frozenset(
     {
@@ -27,11 +32,10 @@ _LOST = frozenset(
         ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
         ErrorCode.NODE_UNAVAILABLE,
         ErrorCode.CLIENT_APP_CRASHED,
-        ErrorCode.MOD_FAILED_PRECONDITION,
+        _LATER,
     }
 )
-"""Errors that are not a site's last word: the message, or who was to answer it, was lost; or the
-site's gate says that it may answer later."""
+"""Errors that are not a site's last word."""
 
 Identities = Callable[[], Mapping[int, str]]
 """Who the nodes are whose keys the aggregator's operator has admitted: node id to site."""
@@ -159,6 +163,7 @@ class Exchange:
         """Yield replies; ``missing`` is in the order of sending, in which a cohort is folded."""
         deadline = time.monotonic() + self._recipe.federation.round_timeout
         lost: dict[str, float] = {}  # sites whose instruction was lost, and when to send it again
+        delays: dict[str, float] = defaultdict(lambda: _RESEND)
         while missing or lost:
             idle = True
             for identifier in tuple(missing):  # one by one: a grid holds all that it is asked for
@@ -166,7 +171,10 @@ class Exchange:
                     missing.remove(identifier)
                     idle = False
                     if again and reply.has_error() and reply.error.code in _LOST:
-                        lost[self.sender(reply)] = time.monotonic() + _RESEND
+                        site = self.sender(reply)
+                        lost[site] = time.monotonic() + delays[site]
+                        if reply.error.code == _LATER:
+                            delays[site] = min(2 * delays[site], _LONGEST_RESEND)
                     else:
                         yield reply
             if idle and time.monotonic() > deadline:

@@ -4,12 +4,14 @@ Flower never resumes a run whose ServerApp died. So a Flower run is to us what c
 a while: a fedlora run that goes on after a stop is carried by a new one.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 
 import httpx
-from flwr.app import Message
-from flwr.common.constant import SubStatus
+from flwr.app import Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
 from flwr.supercore.run import Run
@@ -19,9 +21,15 @@ from flwr.superlink.grid import HttpGrid
 
 from fedlora.runtime.carriers.tasks import Endpoint, beating
 
+_LOOK = 1.0
+"""Seconds between looks for nodes that are connected anew."""
+
 
 class SuperLinkGrid(HttpGrid):
     """Flower's own grid, which asks between messages whether it is still wanted.
+
+    A SuperNode keeps what it was sent in memory. SuperLink says that a message is lost with its
+    node only while the node is away; here that is said also when the node is back.
 
     Args:
         endpoint: of the SuperLink.
@@ -37,10 +45,47 @@ class SuperLinkGrid(HttpGrid):
             token=token,
         )
         self._still_wanted = still_wanted
+        self._sent: dict[str, tuple[Message, str]] = {}
+        """What waits for a reply, without content, and since when its node was connected then."""
+        self._connected: Mapping[int, str] = {}
+        self._looked = -float("inf")
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        waiting = list(messages)
+        since = self._connections(after=0)
+        taken = list(super().push_messages(waiting))
+        for identifier, message in zip(taken, waiting, strict=True):
+            if identifier:
+                known = since.get(message.metadata.dst_node_id, "")
+                self._sent[identifier] = (remove_content_from_message(message), known)
+        return taken
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self._still_wanted()
-        return super().pull_messages(message_ids)
+        asked = list(message_ids)
+        replies = list(super().pull_messages(asked))
+        for reply in replies:
+            self._sent.pop(reply.metadata.reply_to_message_id, None)
+        return replies or self._forgotten(asked)
+
+    def _forgotten(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return an error for each message whose node has been connected anew since it was sent."""
+        connected = self._connections(after=_LOOK)
+        found = []
+        for identifier in message_ids:
+            message, since = self._sent.get(identifier, (None, ""))
+            if message and connected.get(message.metadata.dst_node_id, since) != since:
+                error = Error(ErrorCode.NODE_UNAVAILABLE, "The node was connected anew.")
+                found.append(Message(error, reply_to=message))
+                del self._sent[identifier]
+        return found
+
+    def _connections(self, *, after: float) -> Mapping[int, str]:
+        """Return since when each node is connected, as it was at most so many seconds ago."""
+        if time.monotonic() - self._looked > after:
+            self._connected = {node.node_id: node.last_activated_at for node in self.get_nodes()}
+            self._looked = time.monotonic()
+        return self._connected
 
     def get_node_ids(self) -> Iterable[int]:
         self._still_wanted()

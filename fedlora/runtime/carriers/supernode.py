@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpx
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -13,6 +14,7 @@ from flwr.supernode.runtime.run_clientapp import (
     push_task_output,
 )
 
+from fedlora.errors import RunError
 from fedlora.runtime.carriers.tasks import Endpoint, beating
 
 
@@ -28,10 +30,19 @@ class Instruction:
         """Hand the reply to the SuperNode, byte for byte as the gate made it.
 
         Raises:
-            httpx.HTTPError: the SuperNode has gone, or has given the task up.
+            httpx.ConnectError: the SuperNode has gone.
+            RunError: it has a part of the reply at most, for the rest of which it will wait.
         """
-        push_message(self._client, message, self.context)
-        push_task_output(self._client, self.context, SubStatus.COMPLETED, "")
+        try:
+            push_message(self._client, message, self.context)
+            push_task_output(self._client, self.context, SubStatus.COMPLETED, "")
+        except httpx.ConnectError:
+            raise
+        except httpx.HTTPError as error:
+            raise RunError(
+                f"The SuperNode did not take an answer ({error!r}). Start both anew: the answer is "
+                "in the outbox."
+            ) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from flwr.app import Message
 
 from fedlora import __version__
 from fedlora.document import write_yaml
+from fedlora.errors import StorageError
 from fedlora.gate.chain import AdapterChain
 from fedlora.gate.evidence.entries import Configured
 from fedlora.gate.evidence.log import EvidenceLog
@@ -39,7 +40,7 @@ _POLL = 0.2
 """Seconds between looks for an instruction."""
 
 _RESTART = 1.0
-"""Seconds before a trainer that was lost is asked again."""
+"""Seconds before a trainer that was lost is asked again, or a disk that was full written to."""
 
 
 def gatekeeper_of(
@@ -80,7 +81,7 @@ def work(gatekeeper: Gatekeeper, endpoint: Endpoint) -> None:
 
     Raises:
         EvidenceError: the log is not whole.
-        StorageError: the log cannot be written.
+        RunError: the SuperNode did not take an answer: both are to be started anew.
     """
     reachable = True
     while True:
@@ -90,7 +91,7 @@ def work(gatekeeper: Gatekeeper, endpoint: Endpoint) -> None:
                     log.say("the SuperNode is there again")
                 reachable = True
                 if instruction is not None:
-                    instruction.reply(gatekeeper.answer(instruction.message))
+                    instruction.reply(_answered(gatekeeper, instruction.message))
                     continue
         except httpx.HTTPError as error:
             # Gone, or it gave the task up; what was answered is in the outbox, if asked again.
@@ -98,6 +99,19 @@ def work(gatekeeper: Gatekeeper, endpoint: Endpoint) -> None:
                 log.warn("the SuperNode is not there", reason=repr(error))
             reachable = False
         time.sleep(_POLL)
+
+
+def _answered(gatekeeper: Gatekeeper, message: Message) -> Message:
+    """Return the answer to an instruction, once the disk has room to log it."""
+    full = False
+    while True:
+        try:
+            return gatekeeper.answer(message)
+        except StorageError as error:
+            if not full:
+                log.warn("nothing is answered until the disk has room", reason=str(error))
+            full = True
+            time.sleep(_RESTART)
 
 
 class PatientTrainer:

@@ -4,18 +4,28 @@ Nothing comes in or leaves that is not in the evidence log first.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial, reduce
+from pathlib import Path
 from typing import Protocol
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.constant import ErrorCode
 
-from fedlora.errors import FedloraError, InspectionError, NotYetError, PolicyError
+from fedlora.adapter import AdapterSpec
+from fedlora.atomic import storage_errors
+from fedlora.errors import (
+    FedloraError,
+    InspectionError,
+    NotYetError,
+    PolicyError,
+    StorageError,
+)
 from fedlora.gate.chain import AdapterChain, digest_of
 from fedlora.gate.evidence.entries import Decided, Purpose, Received, Refused, Released
 from fedlora.gate.evidence.log import EvidenceLog
@@ -30,6 +40,12 @@ from fedlora.runtime.site.mods import gate, receipted, resend, said_of
 from fedlora.wire.codec import decode_state
 
 _log = logging.getLogger(__name__)
+
+_COPIES, _FLOAT32, _MARGIN = 3, 4, 2**20
+"""Of an adapter's values: in the outbox, in the error feedback, and beside what one replaces.
+
+The bytes of a value, and those that logs take.
+"""
 
 MAX_RECIPE_LETTERS = 2**20
 """A locked recipe of a large model has some ten thousand."""
@@ -182,6 +198,7 @@ class Gatekeeper:
         recipe = at_site(asked.recipe, self.configuration).to_yaml()
 
         def ask(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's interface
+            _require_room(self.evidence.folder, asked.envelope.spec)
             return self.trainer.ask(message, recipe=recipe, site=asked.site)
 
         policy = self.configuration.policy
@@ -236,9 +253,25 @@ class Gatekeeper:
                 cause=type(error).__name__,
             )
         )
-        later = isinstance(error, NotYetError)
+        later = isinstance(error, NotYetError | StorageError)
         code = ErrorCode.MOD_FAILED_PRECONDITION if later else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Message(Error(code, said), reply_to=message)
+
+
+def _require_room(folder: Path, spec: AdapterSpec) -> None:
+    """Do nothing if an answer can be kept; one that cannot would be charged for again and again.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    needed = _COPIES * spec.size * _FLOAT32 + _MARGIN
+    with storage_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: {free:,} bytes are free there, but an answer takes up to {needed:,}. Make "
+            "room: the aggregator asks again."
+        )
 
 
 def _guarded(answer: ClientAppCallable, mods: list[Mod]) -> ClientAppCallable:

@@ -125,10 +125,13 @@ class TrainerLink:
         if self._channel is None:
             connection = socket.socket(socket.AF_UNIX)
             self._channel = Channel(connection)
-            connection.settimeout(self._patience)
-            connection.connect(str(self._path))
             until = min(deadline, time.monotonic() + self._patience)
-            hello, _ = _received(self._channel, until)
+            try:
+                connection.settimeout(self._patience)
+                connection.connect(str(self._path))
+                hello, _ = _received(self._channel, until)
+            except TimeoutError:
+                raise TrainerLostError("The trainer does not say hello yet.") from None
             if not isinstance(hello, Hello):
                 raise WireError("It did not say how isolated it is.")
             self._greet(hello.report)

@@ -1,7 +1,7 @@
 """Flower's stock SuperNode, run to its end.
 
 ``python -m fedlora.runtime.client.run_supernode DIR …``: what follows DIR is given to
-``flower-supernode``. Two things are seen to around it:
+``flower-supernode``. Three things are seen to around it:
 
 - A SuperNode whose connection fails for good lets its loop end, but its runtime API keeps the
   process: it would look alive and never work again. Here the process ends with the loop.
@@ -9,6 +9,9 @@
   successor (exit code 305). A process that died on this very host says goodbye belatedly, by the
   call that it would have made itself. A copy of the folder on another host cannot: two of one site
   at once must stay impossible.
+- A message that a SuperNode could not take or send, as when SuperLink's disk is full, it drops, and
+  nobody is told. Here the process ends: from one that is connected anew the aggregator knows to ask
+  again.
 """
 
 import json
@@ -24,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -36,6 +40,8 @@ from fedlora.runtime.service_state import Process
 
 _GREETING = "SuperNode ID: %s"
 """How a SuperNode logs the number that SuperLink gave its key."""
+_DROPPED = ("Failed to receive message %s: %s", "Failed to send message %s: %s")
+"""How it logs that it dropped a message, and why."""
 
 
 class _Greeting(logging.Handler):
@@ -50,6 +56,16 @@ class _Greeting(logging.Handler):
             note = {"node": record.args[0], "process": asdict(Process.of(os.getpid()))}
             with suppress(StorageError):  # then a successor has to wait
                 atomic.write_file(self._path, json.dumps(note))
+
+
+class _Drops(logging.Handler):
+    """Ends this process when it has dropped a message of a run that goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg not in _DROPPED or not isinstance(record.args, tuple):
+            return
+        if not isinstance(record.args[-1], RunNotRunningException):
+            os._exit(1)  # it holds nothing else
 
 
 def _say_goodbye_for(path: Path, folder: SiteFolder) -> None:
@@ -83,6 +99,7 @@ def main(folder: SiteFolder) -> None:
     note = folder.run / "node.json"
     _say_goodbye_for(note, folder)
     logging.getLogger("flwr").addHandler(_Greeting(note))
+    logging.getLogger("flwr").addHandler(_Drops())
     flower_supernode()
     os._exit(1)  # not sys.exit: the runtime API's thread would keep the process
 

@@ -122,7 +122,14 @@ def _gate(folder: SiteFolder, owner: tuple[int, int] | None) -> Service:
         "fedlora.runtime.client.gate",
         str(folder.path.resolve()),
     )
-    return Service(name="gate", command=program, environment=_environment(), user=owner)
+    return Service(
+        name="gate",
+        command=program,
+        environment=_environment(),
+        user=owner,
+        # it waits for ever for the rest of an answer of which it has the beginning
+        takes_along=("supernode",),
+    )
 
 
 def _environment() -> dict[str, str]:

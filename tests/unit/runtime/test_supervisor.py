@@ -236,3 +236,19 @@ def test_a_full_disk_does_not_end_the_supervisor(tmp_path: Path) -> None:
         assert children.split() not in ([], [str(pid)])
         resource.prlimit(it.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         assert any("cannot be written" in line["event"] for line in it.stop())
+
+
+def test_a_service_takes_along_what_waits_for_it(tmp_path: Path) -> None:
+    """Both are started again; one that ends by itself takes nothing along."""
+    waiting, asking = shell("waiting", "sleep 100"), shell("asking", "sleep 100")
+    with supervised(tmp_path, waiting, asking | {"takes_along": ["waiting"]}) as it:
+        first = it.running("waiting"), it.running("asking")
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: it.service("waiting").restarts == 1)
+        second = it.running("waiting"), it.running("asking")
+        os.kill(second[1], signal.SIGKILL)
+        wait_for(lambda: it.service("waiting").restarts == 2)
+        third = it.running("waiting"), it.running("asking")
+
+    assert (second[0] != first[0], second[1] == first[1]) == (True, True)
+    assert (third[0] != second[0], third[1] != second[1]) == (True, True)

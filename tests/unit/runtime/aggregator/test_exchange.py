@@ -1,5 +1,8 @@
 """The conversation with the sites: who they are, and which site a reply is from."""
 
+import time
+from itertools import pairwise
+
 import pytest
 from flwr.app import Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
@@ -147,3 +150,45 @@ def test_who_a_node_is_says_the_directory_alone():
         exchange.meet(TASK)
     assert "south: not admitted" in str(caught.value)
     assert exchange.sites == ("north",)
+
+
+class Reluctant(InProcessGrid):
+    """Says of the first three messages that the site may answer later; notes when each was sent."""
+
+    def __init__(self, app: ClientApp, *, clients: int) -> None:
+        super().__init__(app, clients=clients)
+        self.sent: list[float] = []
+
+    def push_messages(self, messages):
+        self.sent.append(time.monotonic())
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        if len(self.sent) > 3:
+            return super().pull_messages(message_ids)
+        error = Error(ErrorCode.MOD_FAILED_PRECONDITION, "not yet")
+        return [Message(error, reply_to=self._waiting.pop(each)) for each in message_ids]
+
+
+def test_a_site_that_will_answer_later_is_asked_ever_less_often(monkeypatch):
+    """Each question takes the adapter there again."""
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange._RESEND", 0.3)
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange._LONGEST_RESEND", 0.6)
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange._POLL", 0.01)
+    grid = Reluctant(app := ClientApp(), clients=1)
+
+    @app.train()
+    def train(message: Message, _: Context) -> Message:
+        return Message(records.introduction("north"), reply_to=message)
+
+    recipe = Recipe.from_yaml("{datasets: [{path: x, site: north}], privacy: {unit: none}}")
+    exchange = Exchange(grid, recipe, identities=lambda: {1: "north"})
+    exchange.meet(TASK)
+
+    def instructions(*_: str) -> list[Message]:
+        return exchange.instructions(["north"], MessageType.TRAIN, TASK)
+
+    (reply,) = exchange.send(instructions(), again=instructions)
+    assert not reply.has_error()
+    waited = [later - earlier for earlier, later in pairwise(grid.sent)]
+    assert all(took >= least for took, least in zip(waited, (0.3, 0.6, 0.6), strict=True))
