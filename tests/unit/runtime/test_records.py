@@ -55,6 +55,7 @@ def test_a_run_that_could_leave_the_sites_folder_is_refused(run):
         config(recipe="a", run=b"b", round=1),
         config(recipe="a", run="b", round="1"),
         config(recipe="a", run="b", round=1.0),
+        config(recipe="a", run="b", round=True),
         RecordDict({"task": MetricRecord({"round": 1})}),
     ],
 )
@@ -156,7 +157,9 @@ def test_a_head_survives_flower(head):
     records.add_head(answered, head)
     assert records.head_of(answered) == head
     assert records.unpack(answered) == b"update"
-    assert records.head_of(records.instruction(TASK.to_record(), None, receipt=head)) == head
+    asked = records.instruction(TASK.to_record(), None)
+    records.add_head(asked, head)
+    assert records.head_of(asked) == head
 
 
 @pytest.mark.parametrize(
