@@ -16,12 +16,17 @@ from fedlora.errors import RecipeError
 _Path = tuple[str | int, ...]
 _BRANCH = re.compile(r"[\[(]|^(bool|tuple|str)$")
 """How pydantic names a branch of a union in an error's location."""
+_LONGEST_NUMBER = 64
+"""Letters: YAML reads ``1:1:1`` as a number to the base of 60, in a time that grows as a square."""
+_LINES, _SHOWN = 20, 80
+"""Errors that are explained, and letters that are shown of a key that is unknown."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, except that ``3e-4`` is a number and ``on`` is a word.
 
-    Aliases are refused: a few lines of them can stand for gigabytes, or for themselves.
+    Aliases are refused: a few lines of them can stand for gigabytes, or for themselves. So are
+    numbers that take long to read.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - PyYAML's own
@@ -31,6 +36,10 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - PyYAML's own
+        number = node.tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+        if number and len(node.value) > _LONGEST_NUMBER:
+            problem = f"a number of at most {_LONGEST_NUMBER} letters was expected"
+            raise MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         try:
             return super().construct_object(node, deep=deep)
         except ValueError as error:  # a date or a number that is none
@@ -127,7 +136,9 @@ class Document:
         """Return what is wrong, a line a key: where it stands, what was expected, what came."""
         details = error.errors()
         deepest = [d for d in details if not _repeats_deeper(d, details)]
-        return "\n".join(dict.fromkeys(self._explain(d, model) for d in deepest))
+        lines = [self._explain(each, model) for each in deepest[:_LINES]]
+        more = [f"There are {len(deepest) - _LINES} more errors."] if deepest[_LINES:] else []
+        return "\n".join(dict.fromkeys(lines + more))
 
     def _explain(self, error: ErrorDetails, model: type[BaseModel]) -> str:
         path = _key_path(error)
@@ -138,7 +149,7 @@ class Document:
             names = sorted(_section_at(path[:-1], model).model_fields)
             near = difflib.get_close_matches(str(path[-1]), names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}."
-            return f"{where}: {key} is not a known key; {hint}"
+            return f"{where}: {key[:_SHOWN]} is not a known key; {hint}"
         if error["type"] == "missing":
             wanted = _section_at(path[:-1], model).model_fields[str(path[-1])].description
             return f"{where}: {key} is missing{f': {wanted}' if wanted else ''}."

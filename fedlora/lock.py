@@ -6,7 +6,10 @@ from pydantic import Field
 
 from fedlora.sections import Count, Section, Strings
 
-Module = Annotated[tuple[str, Count, Count], Field(strict=False)]
+Path = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,200}$")]
+"""Of a module, such as ``model.layers.0.mlp.up_proj``."""
+
+Module = Annotated[tuple[Path, Count, Count], Field(strict=False)]
 """A module's path, its output features and its input features."""
 
 

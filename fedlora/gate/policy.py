@@ -25,8 +25,10 @@ _SHOWN, _LINES = 80, 20
 
 
 class AdapterBounds(Section):
-    """How far an adapter that comes in may change the base model."""
+    """How large an adapter that comes in may be, and how far it may change the base model."""
 
+    parameters: Count = 250_000_000
+    """Most values that it may have: the gate has them in memory, some bytes can stand for many."""
     spectral_norm: Annotated[float, Field(gt=0)] = 10
     """Largest spectral norm of ``scaling * B @ A``, of each module."""
     growth_per_round: Annotated[float, Field(gt=0)] = 5
@@ -34,7 +36,7 @@ class AdapterBounds(Section):
 
 
 class ByteBounds(Section):
-    """How much may leave, in bytes of encoded adapters and metrics."""
+    """How much may leave, in bytes of encoded updates; metrics beside them are a few numbers."""
 
     per_round: Count = 256_000_000
     per_day: Count = 4_000_000_000
@@ -111,6 +113,9 @@ class Policy(Section):
             PolicyError: it may not; each reason is named.
         """
         broken = list(_contradictions(recipe, spec, site=site))
+        if spec.size > self.adapter.parameters:
+            most = f"at most {self.adapter.parameters:,} values are allowed"
+            broken.append(f"adapter.parameters: {most}, but {spec.size:,} are asked")
         if recipe.digest not in self.recipes:
             if self.bounds:
                 broken += self.bounds.violations(recipe, spec, site=site)
@@ -197,10 +202,12 @@ class Policy(Section):
 
 
 def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable[str]:
-    """Yield what no policy can allow: an adapter that is not the recipe's, or a site that is not.
+    """Yield what no policy can allow: another adapter or site than the recipe's, noise of no use.
 
     Without this, bounds on a recipe would say nothing of what is trained.
     """
+    if recipe.simulation.reproducible_noise:
+        yield "simulation.reproducible_noise: false is expected, for true protects nobody"
     if site not in {dataset.site for dataset in recipe.datasets}:
         yield f"datasets: site {site} is expected, but the recipe gives it no dataset"
     if spec.rank != recipe.rank:

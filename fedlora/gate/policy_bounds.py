@@ -42,6 +42,19 @@ class Range(Section):
         return self
 
 
+class Share(Section):
+    """Of a site's rows, between two ends, both included."""
+
+    min: Annotated[float, Field(gt=0, lt=1)]
+    max: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, which is above max, {self.max:g}")
+        return self
+
+
 class LeastPrivacy(Section):
     """The least that a recipe must promise, by its own keys; the ledger keeps the account."""
 
@@ -77,6 +90,9 @@ class Bounds(Section):
     """Whether prompts may be learned too."""
     sequence_len: Count = 4096
     """At most."""
+    val_set_size: Share = Share(min=0.05, max=0.5)
+    """Rows that are held out: were it nearly none or nearly all, one row alone would be evaluated,
+    or trained on."""
     seeds: Literal["any"] | Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = "any"
     methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = tuple(
         method for method, facts in METHODS.items() if not facts.personal
@@ -95,7 +111,7 @@ class Bounds(Section):
         yield from self._of_base(recipe, spec)
         yield from self._of_privacy(recipe)
         yield from self._of_adapter(recipe, spec, site=site)
-        federation, size = recipe.federation, self.batch_size
+        federation, size, held_out = recipe.federation, self.batch_size, self.val_set_size
         for key, most, asked in (
             ("learning_rate", self.learning_rate, recipe.learning_rate),
             ("local_steps", self.local_steps, federation.local_steps),
@@ -106,6 +122,9 @@ class Bounds(Section):
                 yield _line(key, f"at most {most:g}", f"{asked:g}")
         if not size.min <= recipe.batch_size <= size.max:
             yield _line("batch_size", f"{size.min} to {size.max}", str(recipe.batch_size))
+        if not held_out.min <= recipe.val_set_size <= held_out.max:
+            allowed = f"{held_out.min:g} to {held_out.max:g}"
+            yield _line("val_set_size", allowed, f"{recipe.val_set_size:g}")
         if recipe.train_on_inputs and not self.train_on_inputs:
             yield _line("train_on_inputs", "false", "true")
         if self.seeds != "any" and recipe.seed not in self.seeds:

@@ -57,7 +57,7 @@ class Task:
         """
         record = content.config_records.get(_TASK, ConfigRecord())
         recipe, run, number = record.get("recipe"), record.get("run"), record.get("round")
-        if not (isinstance(recipe, str) and isinstance(run, str) and isinstance(number, int)):
+        if not (isinstance(recipe, str) and isinstance(run, str) and type(number) is int):
             raise WireError("The message holds no task: a recipe, a run and a round were expected.")
         if not re.fullmatch(_RUN, run):  # it will name a folder at the site
             raise WireError(f"run: a name of {_RUN} was expected, but it is {run!r:.80}.")
@@ -130,8 +130,8 @@ def unpack(content: RecordDict) -> bytes:
     """
     arrays = content.array_records.get(_ADAPTER, ArrayRecord())
     if list(arrays) != [_ADAPTER] or arrays[_ADAPTER].stype != STYPE:
-        types = [array.stype for array in arrays.values()]
-        raise WireError(f"One array of type {STYPE} was expected, but {types or 'none'} came.")
+        types = ", ".join(array.stype for array in arrays.values()) or "none"
+        raise WireError(f"One array of type {STYPE} was expected, but {types:.200} came.")
     return arrays[_ADAPTER].data
 
 
@@ -245,7 +245,7 @@ def metrics_of(content: RecordDict) -> dict[str, int | float]:
         raise WireError("The reply holds no metrics.")
     for name, value in content.metric_records[_METRICS].items():
         if isinstance(value, list):
-            raise WireError(f"The metric {name!r} is a list; a single number was expected.")
+            raise WireError(f"The metric {name!r:.80} is a list; a single number was expected.")
         metrics[name] = value
     return metrics
 

@@ -514,6 +514,10 @@ def test_what_does_not_fit_together_is_refused(text, says):
         ("name: 2024-99-99\n", "r.yaml, line 2: this is not valid YAML: month must be"),
         ("seed: !!int one\n", "r.yaml, line 2: this is not valid YAML"),
         ("seed: " + "9" * 5000 + "\n", "r.yaml, line 2: this is not valid YAML"),
+        ("seed: 1" + ":1" * 5000 + "\n", "r.yaml, line 2: this is not valid YAML: a number of at"),
+        ("seed: !!int '1" + ":1" * 5000 + "'\n", "r.yaml, line 2: this is not valid YAML: a number"),
+        ("learning_rate: 1" + ":1" * 5000 + ".5\n", "r.yaml, line 2: this is not valid YAML: a n"),
+        ("seed: 0b" + "1" * 5000 + "\n", "r.yaml, line 2: this is not valid YAML: a number"),
         ("seed: !!python/name:os.system\n", "r.yaml, line 2: this is not valid YAML"),
         ("name: a\x00b\n", "r.yaml: this is not valid YAML: special characters"),
         ("name: " + "[" * 1000 + "\n", "r.yaml: this is nested too deeply"),
@@ -547,6 +551,13 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text):
     except RecipeError as error:
         message = str(error)
     assert not message or message.startswith("r.yaml")
+
+
+def test_many_wrong_keys_are_cut_in_the_message():
+    """Who writes a hundred thousand of them does not keep the reader busy, or fill its log."""
+    message = refusal(LEAST + "".join(f"{f'k{n}' * 100}: 1\n" for n in range(1000)))
+    assert len(message) < 20_000
+    assert message.endswith("There are 980 more errors.")
 
 
 def test_a_long_wrong_value_is_cut_in_the_message():

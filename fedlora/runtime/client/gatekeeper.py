@@ -36,7 +36,7 @@ from fedlora.runtime.client.approvals import Approvals
 from fedlora.runtime.client.configuration import SiteConfiguration, at_site
 from fedlora.runtime.site.asked import SITE_KEY, Asked
 from fedlora.runtime.site.budget import site_ledger
-from fedlora.runtime.site.mods import gate, receipted, resend, said_of
+from fedlora.runtime.site.mods import gate, receipted, require_planned, resend, said_of
 from fedlora.wire.codec import decode_state
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,11 @@ _COPIES, _FLOAT32, _MARGIN = 3, 4, 2**20
 The bytes of a value, and those that logs take.
 """
 
-MAX_RECIPE_LETTERS = 2**20
-"""A locked recipe of a large model has some ten thousand."""
+MAX_RECIPE_LETTERS = 2**18
+"""A locked recipe of a model of 400 billion has some 70,000; to read one of so many takes 4 s."""
+
+_LINES, _SHOWN = 25, 300
+"""Reasons of a refusal that are logged, and letters of each, which may quote the instruction."""
 
 
 class Trainer(Protocol):
@@ -110,7 +113,9 @@ class Gatekeeper:
             self._judge(message, asked)
             reply = self._worked(message, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, its text may tell of the data
+            self._wait()
             return self._refused(message, error, asked)
+        self._wait()
         self._release(message, reply, asked)
         return reply
 
@@ -163,22 +168,25 @@ class Gatekeeper:
         try:
             self._require_allowed(message, asked)
         except FedloraError as error:
-            self.evidence.append(decided(allowed=False, reasons=tuple(str(error).splitlines())))
+            lines = str(error).splitlines()[:_LINES]
+            reasons = tuple(line[:_SHOWN] for line in lines)
+            self.evidence.append(decided(allowed=False, reasons=reasons))
             raise
         self.evidence.append(decided(allowed=True, reasons=()))
 
     def _require_allowed(self, message: Message, asked: Asked) -> None:
         recipe, envelope, policy = asked.recipe, asked.envelope, self.configuration.policy
         run, spec = envelope.run, envelope.spec
+        if asked.purpose not in {"train", "evaluate"}:
+            raise InspectionError("A deployed site says who it is by its key alone.")
         records.require_instruction(message.content, private=recipe.privacy.unit == "example")
         self.evidence.require_receipted(
             records.receipt_of(message.content), aggregator=self.aggregator
         )
         policy.require_recipe(recipe, spec, site=asked.site)
+        require_planned(recipe, _purpose(message), envelope.round)
         policy.require_now(datetime.now().astimezone())
         self.approvals.require(run, recipe, spec=spec, policy=policy)
-        if asked.purpose not in {"train", "evaluate"}:
-            raise InspectionError("A deployed site says who it is by its key alone.")
         state = decode_state(
             records.unpack(message.content),
             envelope,
@@ -194,7 +202,7 @@ class Gatekeeper:
         self.chain.keep(run, recipe.digest, number=number, digest=digest, norms=norms)
 
     def _worked(self, message: Message, asked: Asked) -> Message:
-        """Return the inspected and encoded answer, which waited for its time to leave."""
+        """Return the inspected and encoded answer."""
         recipe = at_site(asked.recipe, self.configuration).to_yaml()
 
         def ask(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's interface
@@ -209,9 +217,13 @@ class Gatekeeper:
             sent_in_round=self.evidence.bytes_released(asked.envelope.run, asked.envelope.round),
             sent_today=self.evidence.bytes_released_since(today),
         )
-        if policy.release_every:
-            self.sleep(-time.time() % policy.release_every)
         return reply
+
+    def _wait(self) -> None:
+        """Wait for the time at which something may leave, be it an answer or an error."""
+        every = self.configuration.policy.release_every
+        if every:
+            self.sleep(-time.time() % every)
 
     def _release(self, message: Message, reply: Message, asked: Asked) -> None:
         """Log what leaves, and say in it how far the log has come."""

@@ -50,12 +50,12 @@ class SiteMemory:
 
     @property
     def folder(self) -> Path:
-        """The folder of this site and run.
+        """The folder of this site and run: the aggregator names it, so nothing else is beside it.
 
         Raises:
             RunError: ``FEDLORA_SITES`` is not set.
         """
-        return site_folder(self.site) / self.run
+        return site_folder(self.site) / "runs" / self.run
 
     def keep(self, name: str, values: Tensor, *, number: int) -> None:
         """Keep the values of round ``number``, and forget those of rounds after it.

@@ -50,7 +50,7 @@ def gate(policy: Policy | None = None) -> Mod:
         asked = Asked.of(message, context)
         recipe, envelope, trained = asked.recipe, asked.envelope, asked.purpose == "train"
         purpose: Purpose = "train" if trained else "evaluate"
-        _require_planned(recipe, purpose, envelope.round)
+        require_planned(recipe, purpose, envelope.round)
         unit = recipe.privacy.unit
         ledger = site_ledger(asked.site) if unit == "example" else None
         before = _charges(ledger, envelope, purpose)
@@ -64,8 +64,12 @@ def gate(policy: Policy | None = None) -> Mod:
     return mod
 
 
-def _require_planned(recipe: Recipe, purpose: Purpose, number: int) -> None:
-    """Do nothing if the recipe asks for such an answer in that round: nobody else may."""
+def require_planned(recipe: Recipe, purpose: Purpose, number: int) -> None:
+    """Do nothing if the recipe asks for such an answer in that round: nobody else may.
+
+    Raises:
+        InspectionError: it does not.
+    """
     federation = recipe.federation
     trained = range(1, federation.rounds + 1)
     if number not in (trained if purpose == "train" else federation.evaluated_rounds):

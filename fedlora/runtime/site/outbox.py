@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedlora.runtime import records
+from fedlora.runtime.site.asked import recipe_of
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.spool import Spool
 
@@ -54,9 +55,12 @@ class Outbox:
 
 
 def _name(message: Message) -> str:
-    """Return the round, the kind, and a digest of all that was asked."""
+    """Return the round, the kind, and a digest of all that was asked.
+
+    A recipe that is written otherwise asks the same.
+    """
     task = records.Task.of(message.content)
-    digest = hashlib.sha256(task.recipe.encode())
+    digest = hashlib.sha256(recipe_of(task.recipe).digest.encode())
     digest.update(records.unpack(message.content))
     kind = message.metadata.message_type.partition(".")[0]
     return f"{task.round:08}-{kind}-{digest.hexdigest()}"

@@ -74,6 +74,8 @@ BROKEN = [
     ({}, ["federation.local_steps=201"], "local_steps: at most 200 is allowed, but 201 is asked"),
     ({}, ["federation.rounds=101"], "rounds: at most 100 is allowed, but 101 is asked"),
     ({}, ["sequence_len=4097"], "sequence_len: at most 4096 is allowed, but 4097 is asked"),
+    ({}, ["val_set_size=0.999"], "val_set_size: 0.05 to 0.5 is allowed, but 0.999 is asked"),
+    ({}, ["val_set_size=1e-9"], "val_set_size: 0.05 to 0.5 is allowed, but 1e-09 is asked"),
     ({}, ["train_on_inputs=true"], "train_on_inputs: false is allowed, but true is asked"),
     ({"lora_r": 7}, [], "lora_r: at most 7 is allowed, but 8 is asked"),
     ({"seeds": [1, 2]}, ["seed=3"], "seeds: 1, 2 is allowed, but 3 is asked"),
@@ -131,6 +133,8 @@ def test_each_bound_refuses_what_is_outside(bounds, overrides, reason):
         ({}, ["federation.local_steps=200"]),
         ({}, ["federation.rounds=100"]),
         ({}, ["sequence_len=4096"]),
+        ({}, ["val_set_size=0.05"]),
+        ({}, ["val_set_size=0.5"]),
         ({"train_on_inputs": True}, ["train_on_inputs=true"]),
         ({"lora_r": 8}, []),
         ({"seeds": [3]}, ["seed=3"]),
@@ -142,6 +146,24 @@ def test_each_bound_refuses_what_is_outside(bounds, overrides, reason):
 def test_the_ends_of_a_bound_are_allowed(bounds, overrides):
     """At most means at most; a stronger promise than the least is welcome."""
     assert reasons(policy(**bounds), recipe(*overrides, NO_EVALUATION)) == []
+
+
+def test_an_adapter_of_too_many_values_is_refused_before_it_is_read():
+    """Compressed, a few bytes stand for as many as the lock says; an approved recipe is no leave."""
+    few = Policy.model_validate({"recipes": [recipe().digest], "adapter": {"parameters": 10}})
+    [line] = reasons(few, recipe())
+    assert line == (
+        f"  adapter.parameters: at most 10 values are allowed, but {SPEC.size:,} are asked"
+    )
+    enough = {"bounds": BOUNDS, "adapter": {"parameters": SPEC.size}}
+    assert reasons(Policy.model_validate(enough), recipe()) == []
+
+
+def test_noise_that_protects_nobody_is_refused():
+    """Also in a recipe that was approved by its digest."""
+    asked = recipe(PRIVATE, NO_EVALUATION, "simulation.reproducible_noise=true")
+    [line] = reasons(Policy(recipes=(asked.digest,)), asked)
+    assert "reproducible_noise" in line
 
 
 def test_all_reasons_are_named_at_once():
@@ -321,6 +343,7 @@ def test_a_number_that_only_looks_like_one_stays():
         ({"bounds": {"base_models": [{"digest": BASE}]}}, "privacy"),
         ({"bounds": {**BOUNDS, "base_models": []}}, "at least 1 item"),
         ({"bounds": {**BOUNDS, "batch_size": {"min": 9, "max": 8}}}, "which is above max"),
+        ({"bounds": {**BOUNDS, "val_set_size": {"min": 0.6, "max": 0.5}}}, "which is above max"),
         ({"bounds": {**BOUNDS, "objectives": ["dpo"]}}, "Input should be 'sft'"),
         ({"bounds": {**BOUNDS, "methods": []}}, "at least 1 item"),
         ({"approval": "optional"}, "Input should be 'required' or 'none'"),

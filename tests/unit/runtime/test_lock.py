@@ -1,6 +1,7 @@
 """Locking a recipe to its base model."""
 
 import pytest
+from pydantic import ValidationError
 
 from fedlora.errors import BaseModelError, RecipeError
 from fedlora.recipe import Recipe
@@ -50,3 +51,12 @@ def test_an_unlocked_recipe_has_no_specification():
     """The error says which command locks it, and where."""
     with pytest.raises(RecipeError, match="fedlora recipe lock"):
         spec_of(recipe_of())
+
+
+@pytest.mark.parametrize("path", ["", "../up_proj", "up_proj\n", "up\x1b[2Jproj", "a" * 201])
+def test_a_module_s_path_is_one(path):
+    """It comes from the aggregator, and is named in errors and logs."""
+    other = locked(recipe_of(), describe(recipe_of()).spec).model_dump(mode="json")
+    other["lock"]["modules"][0][0] = path
+    with pytest.raises(ValidationError, match=r"lock\.modules"):
+        Recipe.model_validate(other)

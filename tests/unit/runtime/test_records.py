@@ -55,6 +55,7 @@ def test_a_run_that_could_leave_the_sites_folder_is_refused(run):
         config(recipe="a", run=b"b", round=1),
         config(recipe="a", run="b", round="1"),
         config(recipe="a", run="b", round=1.0),
+        config(recipe="a", run="b", round=True),
         RecordDict({"task": MetricRecord({"round": 1})}),
     ],
 )

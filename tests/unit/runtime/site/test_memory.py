@@ -30,6 +30,13 @@ def test_nothing_is_recalled_of_other_names_sites_and_runs(memory):
     assert memory.recall("personal", before=1) is None
 
 
+@pytest.mark.parametrize("run", ["ledger.sqlite", "ledger.sqlite.head", "ledger.key", "runs"])
+def test_no_run_s_name_takes_the_place_of_the_ledger(tmp_path, memory, run):
+    """The aggregator names runs: their folders are beside nothing else."""
+    SiteMemory("hospital", run).keep("personal", torch.ones(3), number=1)
+    assert [path.name for path in (tmp_path / "hospital").iterdir()] == ["runs"]
+
+
 def test_a_round_that_is_played_again_forgets_what_came_after_it(memory):
     """What a later round kept belongs to a run that was taken back."""
     for number in (1, 2, 3, 4):
