@@ -43,6 +43,8 @@ class Loopback:
         recipe: names its sites; each trains on what the recipe says, by its own ``site.yaml``.
         isolation: of the trainers; ``required`` needs root.
         policy: what differs from a policy that allows the recipe by its digest, without a person.
+        trainer: a module to run in place of the sites' trainer, such as
+            ``simulations.trivial_trainer``.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class Loopback:
         *,
         isolation: str = "none",
         policy: Mapping[str, Any] | None = None,
+        trainer: str | None = None,
     ) -> None:
         self.folder = folder
-        self.recipe = locked(recipe, describe(recipe).spec)
+        self.recipe = recipe if recipe.lock else locked(recipe, describe(recipe).spec)
         self.server = ServerFolder(folder / "aggregator")
         self.sites = {name: SiteFolder(folder / name) for name in recipe.site_names}
         self.runs = Runs(self.server.runs)
-        self._isolation, self._policy = isolation, policy or {}
+        self._isolation, self._policy, self._trainer = isolation, policy or {}, trainer
         self._stack = ExitStack()
         self._supervisors: dict[Path, subprocess.Popen[bytes]] = {}
 
@@ -92,12 +95,17 @@ class Loopback:
 
     def start_server(self) -> None:
         """Start the aggregator as its operator does."""
-        self._start(self.server.path, ["server", "start", "--dir", str(self.server.path)])
+        self._start(
+            self.server.path, ["fedlora", "server", "start", "--dir", str(self.server.path)]
+        )
 
     def start_site(self, name: str) -> None:
         """Start a site as its operator does."""
         folder = self.sites[name].path
-        self._start(folder, ["client", "start", str(folder)])
+        program = (
+            ["simulations.site", self._trainer] if self._trainer else ["fedlora", "client", "start"]
+        )
+        self._start(folder, [*program, str(folder)])
 
     def supervisor(self, folder: Path) -> subprocess.Popen[bytes]:
         """Return the process that supervises a folder."""
@@ -185,11 +193,11 @@ class Loopback:
             "policy": policy,
         }
 
-    def _start(self, folder: Path, arguments: Sequence[str]) -> None:
+    def _start(self, folder: Path, program: Sequence[str]) -> None:
         log = (self.folder / f"{folder.name}.log").open("ab")
         with log:
             self._supervisors[folder] = subprocess.Popen(
-                [sys.executable, "-m", "fedlora", *arguments],
+                [sys.executable, "-m", *program],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
