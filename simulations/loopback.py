@@ -43,8 +43,8 @@ class Loopback:
         recipe: names its sites; each trains on what the recipe says, by its own ``site.yaml``.
         isolation: of the trainers; ``required`` needs root.
         policy: what differs from a policy that allows the recipe by its digest, without a person.
-        trainer: a module to run in place of the sites' trainer, such as
-            ``simulations.trivial_trainer``.
+        client: what is run with a site's folder to start it.
+        prepare: is given each folder before its processes start for the first time.
     """
 
     def __init__(
@@ -54,14 +54,16 @@ class Loopback:
         *,
         isolation: str = "none",
         policy: Mapping[str, Any] | None = None,
-        trainer: str | None = None,
+        client: Sequence[str] = ("fedlora", "client", "start"),
+        prepare: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.folder = folder
         self.recipe = recipe if recipe.lock else locked(recipe, describe(recipe).spec)
         self.server = ServerFolder(folder / "aggregator")
         self.sites = {name: SiteFolder(folder / name) for name in recipe.site_names}
         self.runs = Runs(self.server.runs)
-        self._isolation, self._policy, self._trainer = isolation, policy or {}, trainer
+        self._isolation, self._policy = isolation, policy or {}
+        self._client, self._prepare = client, prepare
         self._stack = ExitStack()
         self._supervisors: dict[Path, subprocess.Popen[bytes]] = {}
 
@@ -95,17 +97,13 @@ class Loopback:
 
     def start_server(self) -> None:
         """Start the aggregator as its operator does."""
-        self._start(
-            self.server.path, ["fedlora", "server", "start", "--dir", str(self.server.path)]
-        )
+        folder = self.server.path
+        self._start(folder, ["fedlora", "server", "start", "--dir", str(folder)])
 
     def start_site(self, name: str) -> None:
         """Start a site as its operator does."""
         folder = self.sites[name].path
-        program = (
-            ["simulations.site", self._trainer] if self._trainer else ["fedlora", "client", "start"]
-        )
-        self._start(folder, [*program, str(folder)])
+        self._start(folder, [*self._client, str(folder)])
 
     def supervisor(self, folder: Path) -> subprocess.Popen[bytes]:
         """Return the process that supervises a folder."""
@@ -149,7 +147,7 @@ class Loopback:
         return "\n".join(ends)
 
     def _begin(self) -> None:
-        front, superlink, metrics = _free_ports(3)
+        front, superlink, metrics = free_ports(3)
         configuration = Configuration(
             hosts=("127.0.0.1",),
             listen="127.0.0.1",
@@ -158,6 +156,7 @@ class Loopback:
             metrics_port=metrics,
         )
         install(self.server.path, configuration, sites=list(self.sites))
+        self._prepare(self.server.path)
         self.start_server()
         self.wait(self._answers)
         for name, folder in self.sites.items():
@@ -178,6 +177,7 @@ class Loopback:
         done = enrol(self.server.bundle(name), folder)
         folder.configuration.write_text(write_yaml(self.site_yaml(name)), encoding="utf-8")
         admission.admit(self.server, name, fingerprint=done.fingerprint)
+        self._prepare(folder.path)
 
     def site_yaml(self, name: str) -> dict[str, Any]:
         """Return a site's configuration: its data of the recipe, and a policy that allows it."""
@@ -193,11 +193,11 @@ class Loopback:
             "policy": policy,
         }
 
-    def _start(self, folder: Path, program: Sequence[str]) -> None:
+    def _start(self, folder: Path, arguments: Sequence[str]) -> None:
         log = (self.folder / f"{folder.name}.log").open("ab")
         with log:
             self._supervisors[folder] = subprocess.Popen(
-                [sys.executable, "-m", *program],
+                [sys.executable, "-m", *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -214,7 +214,7 @@ class Loopback:
                 process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody listens on."""
     with ExitStack() as stack:
         servers = [
