@@ -58,7 +58,7 @@ class Loopback:
         prepare: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.folder = folder
-        self.recipe = locked(recipe, describe(recipe).spec)
+        self.recipe = recipe if recipe.lock else locked(recipe, describe(recipe).spec)
         self.server = ServerFolder(folder / "aggregator")
         self.sites = {name: SiteFolder(folder / name) for name in recipe.site_names}
         self.runs = Runs(self.server.runs)
@@ -147,7 +147,7 @@ class Loopback:
         return "\n".join(ends)
 
     def _begin(self) -> None:
-        front, superlink, metrics = _free_ports(3)
+        front, superlink, metrics = free_ports(3)
         configuration = Configuration(
             hosts=("127.0.0.1",),
             listen="127.0.0.1",
@@ -214,7 +214,7 @@ class Loopback:
                 process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody listens on."""
     with ExitStack() as stack:
         servers = [

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "private_step": "a private step against a plain one, and against Opacus's hooks",
     "rounds": "federated rounds against the bare training steps, and against the plain way",
     "wire": "bytes that a client sends in a round, against Flower's float32 factors",
+    "deployment_round": "a deployed round beside training, against stock Flower",
     "evidence": "what a signed log of each answer costs, beside encoding the answer alone",
 }
 
@@ -23,7 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.list or not arguments.name:
         for name, subject in BENCHMARKS.items():
-            print(f"{name:13} {subject}")
+            print(f"{name:17} {subject}")
         return
     importlib.import_module(f"simulations.benchmarks.{arguments.name}").run(arguments.n)
 

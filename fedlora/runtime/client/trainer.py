@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from fedlora.errors import RunError
+from fedlora.runtime import log
 from fedlora.runtime.client.frames import Channel, Hello
 from fedlora.runtime.client.probes import report
 
@@ -22,6 +23,7 @@ _LISTENING = 3
 
 def main() -> None:
     """Serve until killed."""
+    log.start("trainer")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     hello = Hello(report=report(Path(sys.argv[1])))
     listener = _listener()

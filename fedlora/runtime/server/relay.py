@@ -41,6 +41,13 @@ Flower's fleet router has two more, register-node and unregister-node: here the 
 both. An object is a chunk of at most 5 MiB.
 """
 
+_PULL = "/v1/fleet/pull-messages"
+_PAUSES_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 1, 1, 1)
+"""Between looks for a message; their sum is how long a site is kept waiting for one.
+
+A SuperNode that gets no message sleeps for 3 s: these would be most of an idle site's round.
+"""
+
 _REQUEST_HEADERS = (
     "content-type",
     "accept",
@@ -86,7 +93,7 @@ class SuperLink:
         self._asked_at = -float("inf")
 
     async def send(
-        self, path: str, *, headers: Mapping[str, str], body: AsyncIterator[bytes]
+        self, path: str, *, headers: Mapping[str, str], body: AsyncIterator[bytes] | bytes
     ) -> httpx.Response:
         """Send a request, and return the response before its body is read.
 
@@ -116,7 +123,8 @@ class Relay:
     """An ASGI app that passes an admitted site's call on to SuperLink and its answer back.
 
     Who is not admitted gets 401 before a byte of the body is read; Flower's SuperNode stops on
-    it. While SuperLink is down the answer is 503, which SuperNode retries.
+    it. While SuperLink is down the answer is 503, which SuperNode retries. Who asks for a message
+    is answered when there is one, or in some seconds that there is none.
     """
 
     def __init__(self, superlink: SuperLink, callers: Callers) -> None:
@@ -156,9 +164,7 @@ class Relay:
         kept = (*_REQUEST_HEADERS, "content-length")
         headers = {name: request.headers[name] for name in kept if name in request.headers}
         try:
-            response = await self._superlink.send(
-                request.url.path, headers=headers, body=request.stream()
-            )
+            response = await self._answer(request, headers)
         except httpx.TransportError as error:
             log.warn("SuperLink does not answer", path=request.url.path, reason=repr(error))
             retry = {"retry-after": str(_RETRY_AFTER_S)}
@@ -172,6 +178,28 @@ class Relay:
             log.warn("SuperLink broke off", path=request.url.path, reason=repr(error))
         finally:
             await response.aclose()
+
+    async def _answer(self, request: Request, headers: Mapping[str, str]) -> httpx.Response:
+        """Return SuperLink's answer before its body is read; on a message, the first that has one.
+
+        Raises:
+            TransportError: SuperLink does not answer, or stops while it reads.
+            ClientDisconnect: the site has gone while it waited: no message is taken for it.
+        """
+        path = request.url.path
+        if path != _PULL:
+            return await self._superlink.send(path, headers=headers, body=request.stream())
+        body = await request.body()
+        response = await self._superlink.send(path, headers=headers, body=body)
+        for pause in _PAUSES_S:
+            if not response.is_success or response.headers.get("content-length") != "0":
+                break
+            await response.aclose()
+            await asyncio.sleep(pause)
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            response = await self._superlink.send(path, headers=headers, body=body)
+        return response
 
 
 async def _messages(response: httpx.Response) -> AsyncIterator[Message]:

@@ -16,6 +16,7 @@ from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.source import RoundSource
 from fedlora.recipe import Recipe
+from fedlora.runtime import log
 from fedlora.runtime.site.private_steps import self_test
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
@@ -39,6 +40,7 @@ def resident_base(recipe: Recipe) -> BaseModel:
         _bases.clear()
         _sites.clear()
         _bases[recipe] = BaseModel.load(recipe)
+        log.say("base model loaded", base_model=recipe.base_model)
     return _bases[recipe]
 
 
