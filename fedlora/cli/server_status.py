@@ -77,6 +77,8 @@ def _loss(run: "RunFolder") -> str:
 
 def _reason(run: "RunFolder", runs: "Runs") -> list[str]:
     standing = runs.standing(run)
+    if standing.state == "playing" and standing.reason:
+        return [f"{run.name} waits for answers:\n{standing.reason}"]
     if standing.state != "paused":
         return []
     again = max(0, standing.again - time.time())

@@ -37,6 +37,16 @@ class UpdateSettled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerAwaited:
+    """One client has not answered yet, and is asked again."""
+
+    round: int
+    site: str
+    reason: str
+    """What its gate says, or what was lost on the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationFailed:
     """One client could not measure the adapter."""
 
@@ -68,7 +78,13 @@ _log = logging.getLogger("fedlora")
 
 
 Event = (
-    RunStarted | RoundStarted | UpdateSettled | EvaluationFailed | RoundFinished | BaselineProgress
+    RunStarted
+    | RoundStarted
+    | UpdateSettled
+    | AnswerAwaited
+    | EvaluationFailed
+    | RoundFinished
+    | BaselineProgress
 )
 Observer = Callable[[Event], None]
 

@@ -46,6 +46,9 @@ Tell = Callable[[str, RecordDict], None]
 Again = Callable[[str], Iterable[Message]]
 """Makes the instruction to a site anew."""
 
+Awaited = Callable[[str, str], None]
+"""Is told which site did not answer for now, and why."""
+
 
 class Exchange:
     """Messages to sites by name over a Flower grid, and their replies one at a time.
@@ -135,16 +138,23 @@ class Exchange:
             messages.append(Message(content, self._nodes[site], message_type, group_id=group))
         return messages
 
-    def send(self, messages: Sequence[Message], *, again: Again | None = None) -> Iterator[Message]:
+    def send(
+        self,
+        messages: Sequence[Message],
+        *,
+        again: Again | None = None,
+        awaited: Awaited = lambda _site, _reason: None,
+    ) -> Iterator[Message]:
         """Send the messages; return replies as they arrive, until all are there or too late.
 
         Args:
             messages: at most one to a site.
             again: makes an instruction anew when it, or who was to answer it, was lost. Without
                 it, the loss is the site's reply.
+            awaited: is told of each loss.
         """
         self._waiting = {}
-        return self._replies(self._push(messages), again)
+        return self._replies(self._push(messages), again, awaited)
 
     def _push(self, messages: Sequence[Message]) -> list[str]:
         """Send messages; return the identifiers of those that were taken."""
@@ -159,7 +169,9 @@ class Exchange:
         self._waiting |= taken
         return list(taken)
 
-    def _replies(self, missing: list[str], again: Again | None) -> Iterator[Message]:
+    def _replies(
+        self, missing: list[str], again: Again | None, awaited: Awaited
+    ) -> Iterator[Message]:
         """Yield replies; ``missing`` is in the order of sending, in which a cohort is folded."""
         deadline = time.monotonic() + self._recipe.federation.round_timeout
         lost: dict[str, float] = {}  # sites whose instruction was lost, and when to send it again
@@ -172,6 +184,7 @@ class Exchange:
                     idle = False
                     if again and reply.has_error() and reply.error.code in _LOST:
                         site = self.sender(reply)
+                        awaited(site, _reason(reply))
                         lost[site] = time.monotonic() + delays[site]
                         if reply.error.code == _LATER:
                             delays[site] = min(2 * delays[site], _LONGEST_RESEND)
@@ -212,6 +225,10 @@ def content_of(reply: Message) -> RecordDict:
         WireError: the reply is an error; the message is the site's own reason.
     """
     if reply.has_error():
-        reason = reply.error.reason or f"The client failed (Flower code {reply.error.code})."
-        raise WireError(shorten(reason, _LONGEST_REASON, placeholder=" …"))
+        raise WireError(_reason(reply))
     return reply.content
+
+
+def _reason(reply: Message) -> str:
+    reason = reply.error.reason or f"The client failed (Flower code {reply.error.code})."
+    return shorten(reason, _LONGEST_REASON, placeholder=" …")

@@ -21,6 +21,7 @@ from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.fold import Fold
 from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.events import (
+    AnswerAwaited,
     EvaluationFailed,
     Observer,
     RoundFinished,
@@ -233,7 +234,11 @@ class FederatedLora(Strategy):
                 [site], kind, self._task(number), self._encoded(number=number)
             )
 
-        return self.exchange.send(messages, again=again), len(messages) * _size(arrays)
+        def awaited(site: str, reason: str) -> None:
+            self.observe(AnswerAwaited(round=number, site=site, reason=reason))
+
+        replies = self.exchange.send(messages, again=again, awaited=awaited)
+        return replies, len(messages) * sum(len(array.data) for array in arrays.values())
 
     def _instructions(
         self, sites: Iterable[str], message_type: str, task: ConfigRecord, arrays: ArrayRecord
@@ -292,7 +297,3 @@ class FederatedLora(Strategy):
 
     def _envelope(self, number: int) -> Envelope:
         return Envelope(spec=self.spec, run=self.run.name, round=number)
-
-
-def _size(arrays: ArrayRecord) -> int:
-    return sum(len(array.data) for array in arrays.values())

@@ -24,7 +24,13 @@ from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.superlink import carried
 from fedlora.runtime.carriers.tasks import Endpoint
-from fedlora.runtime.events import Event, Observer
+from fedlora.runtime.events import (
+    AnswerAwaited,
+    Event,
+    Observer,
+    RoundFinished,
+    UpdateSettled,
+)
 from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server.app_bundle import app_bundle
@@ -98,7 +104,7 @@ class Coordinator:
         endpoint = self._endpoint()
         token = self._task(endpoint)
         with carried(endpoint, token, still_wanted=still_wanted) as grid:
-            serve(grid, run.path, observe=_observer(run), directory=self._directory())
+            serve(grid, run.path, observe=self._observer(run), directory=self._directory())
         write_report(run)
 
     def _task(self, endpoint: Endpoint) -> str:
@@ -118,6 +124,27 @@ class Coordinator:
                 raise RunError(f"SuperLink made no task of its run within {_TASK_WAIT:g} s.")
             time.sleep(_POLL)
         return token
+
+    def _observer(self, run: RunFolder) -> Observer:
+        """Return what logs the run's events, and notes whom it waits for."""
+        awaited: dict[str, str] = {}
+
+        def observe(event: Event) -> None:
+            words = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
+            log.say(words, run=run.name, **asdict(event))
+            before = dict(awaited)
+            match event:
+                case AnswerAwaited(site=site, reason=reason):
+                    awaited[site] = reason
+                case UpdateSettled(site=site):
+                    awaited.pop(site, None)
+                case RoundFinished():
+                    awaited.clear()
+            if awaited != before:
+                lines = (f"  {site}: {reason}" for site, reason in sorted(awaited.items()))
+                self.runs.note(run, "playing", reason="\n".join(lines))
+
+        return observe
 
     def _directory(self) -> aggregator.Directory:
         directory = Directory(self.folder)
@@ -142,16 +169,6 @@ class Coordinator:
             secret=self.folder.superexec_secret.read_bytes(),
             certificates=self.folder.ca_certificate.read_bytes(),
         )
-
-
-def _observer(run: RunFolder) -> Observer:
-    """Return what writes the run's events to the log, each with what it is about."""
-
-    def observe(event: Event) -> None:
-        words = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
-        log.say(words, run=run.name, **asdict(event))
-
-    return observe
 
 
 def main() -> None:

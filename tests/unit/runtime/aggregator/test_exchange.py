@@ -192,3 +192,19 @@ def test_a_site_that_will_answer_later_is_asked_ever_less_often(monkeypatch):
     assert not reply.has_error()
     waited = [later - earlier for earlier, later in pairwise(grid.sent)]
     assert all(took >= least for took, least in zip(waited, (0.3, 0.6, 0.6), strict=True))
+
+
+def test_whom_a_round_waits_for_is_told(monkeypatch):
+    """With the reason, so that an operator can see why nothing moves."""
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange._RESEND", 0.0)
+    exchange, told = lossy_exchange(), []
+    exchange.meet(TASK)
+
+    def instructions(*sites: str) -> list[Message]:
+        return exchange.instructions(sites, MessageType.TRAIN, TASK)
+
+    replies = exchange.send(
+        instructions("north"), again=instructions, awaited=lambda *facts: told.append(facts)
+    )
+    assert len(list(replies)) == 1
+    assert told == [("north", "gone")]
