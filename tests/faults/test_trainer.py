@@ -244,8 +244,19 @@ def test_one_that_hangs_is_not_waited_for(started, tmp_path):
     supervised = started(tmp_path)
     for process in (supervised.process.pid, *descendants(supervised.process.pid)):
         os.kill(process, signal.SIGSTOP)
-    with pytest.raises(RunError, match="did not answer within"):
+    with pytest.raises(TrainerLostError, match="does not say hello yet"):
         supervised.ask(question(recipe_of(supervised), "evaluate"), timeout=0.5)
+
+
+@pytest.mark.slow
+def test_one_that_takes_too_long_ends_itself(started, tmp_path):
+    """Whatever it hangs in: its supervisor starts the next one."""
+    supervised = started(tmp_path)
+    supervised.ask(question(recipe_of(supervised), "evaluate"))
+    long = question(recipe_of(supervised, "federation.local_steps=100000"), "train")
+    with pytest.raises(RunError, match=r"did not answer within|has ended"):
+        supervised.ask(long, timeout=3)
+    assert supervised.process.wait(10) != 0
 
 
 def test_sigterm_ends_it_at_once(started, tmp_path):

@@ -227,9 +227,9 @@ class FederatedLora(Strategy):
         """
         arrays = self._encoded(number=number)
         messages = list(configure(number, arrays, self._task(number), grid))
+        kind = messages[0].metadata.message_type if messages else ""
 
         def again(site: str) -> Iterable[Message]:
-            kind = messages[0].metadata.message_type
             return self._instructions(
                 [site], kind, self._task(number), self._encoded(number=number)
             )

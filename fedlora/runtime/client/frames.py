@@ -40,6 +40,8 @@ class Ask(_Frame):
     round: int
     recipe: str
     """With the site's own paths of data and base model."""
+    seconds: float = Field(gt=0)
+    """For all of it: a trainer that is not done then ends itself, and is started anew."""
 
 
 class Charged(_Frame):

@@ -87,7 +87,12 @@ class TrainerLink:
         planned = Recipe.from_yaml(recipe)
         task = records.Task.of(message.content)
         question = Ask(
-            purpose=_purpose(message), site=site, run=task.run, round=task.round, recipe=recipe
+            purpose=_purpose(message),
+            site=site,
+            run=task.run,
+            round=task.round,
+            recipe=recipe,
+            seconds=timeout,
         )
         try:
             channel = self._connected(deadline)

@@ -1,6 +1,9 @@
 """What the trainer does with one question: it calls the very handlers of every other site."""
 
+import faulthandler
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import PARTITION_ID_KEY
@@ -43,7 +46,8 @@ def answer(channel: Channel) -> None:
     if not isinstance(question, Ask):
         raise WireError("The gate committed what nobody asked for.")
     try:
-        metrics, payload = _worked(question, body, channel)
+        with _ended_after(question.seconds):
+            metrics, payload = _worked(question, body, channel)
     except ConnectionError:
         raise
     except FedloraError as error:
@@ -54,6 +58,16 @@ def answer(channel: Channel) -> None:
         channel.send(Failure(error="RunError", text=text[:_LONGEST_TEXT]))
     else:
         channel.send(Answer(metrics=metrics), payload)
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, and say in the log where it was."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _worked(question: Ask, body: bytes, channel: Channel) -> tuple[dict[str, int | float], bytes]:

@@ -17,7 +17,7 @@ SAID = [
     Answer(metrics={"eval_loss_sum": 3.0, "eval_tokens": 7}),
     ChargeRequest(purpose="train", number=3, charge=CHARGE, data="0f" * 32),
 ]
-ASK = Ask(purpose="train", site="north", run="r", round=1, recipe="name: ü\n")
+ASK = Ask(purpose="train", site="north", run="r", round=1, recipe="name: ü\n", seconds=60)
 BOUNDS = {"longest": 2**16, "longest_body": 100}
 
 
