@@ -30,7 +30,7 @@ def problems(scene: Scene) -> Mapping[str, str]:
         found.update(_of_run(run))
     for name, folder in scene.sites.items():
         try:
-            findings = _verified(SiteFolder(folder))
+            findings = verified(SiteFolder(folder))
         except FedloraError as error:
             found[f"evidence of {name}"] = str(error)
             continue
@@ -38,6 +38,19 @@ def problems(scene: Scene) -> Mapping[str, str]:
         if scene.deployment.recipe.privacy.unit == "example":
             found.update(_of_ledger(name, folder, findings))
     return found
+
+
+def spent(scene: Scene) -> tuple[int, int]:
+    """Return how many rounds the sites answered, and how many charges they have in their ledgers.
+
+    They differ where a crash came between a charge and its answer.
+    """
+    answered = charged = 0
+    for name, folder in scene.sites.items():
+        entries = [logged.entry for logged in verified(SiteFolder(folder)).entries]
+        answered += len({(e.run, e.round) for e in entries if isinstance(e, Released)})
+        charged += len(_ledger(name, folder).rows(DEFAULT_ACCOUNT))
+    return answered, charged
 
 
 def _of_run(run: RunFolder) -> Iterator[tuple[str, str]]:
@@ -72,7 +85,12 @@ def _newest(run: RunFolder) -> tuple[int, AdapterState] | None:
     return None
 
 
-def _verified(site: SiteFolder) -> Findings:
+def verified(site: SiteFolder) -> Findings:
+    """Walk a site's evidence log, as ``fedlora client evidence verify`` does.
+
+    Raises:
+        EvidenceError: it is not whole.
+    """
     bundle = JoinBundle.read(site.join)
     return verify_log(
         site.evidence,
@@ -95,10 +113,13 @@ def _of_releases(name: str, findings: Findings) -> Iterator[tuple[str, str]]:
 
 def _of_ledger(name: str, folder: Path, findings: Findings) -> Iterator[tuple[str, str]]:
     """Name the updates that left uncharged."""
-    site = SiteFolder(folder)
-    ledger = Ledger(site.sites / name / "ledger.sqlite", new_filter=RenyiFilter)
+    ledger = _ledger(name, folder)
     ledger.verify()
     charged = {(row.run, row.number) for row in ledger.rows(DEFAULT_ACCOUNT)}
     for entry in (logged.entry for logged in findings.entries):
         if isinstance(entry, Released) and (entry.run, entry.round) not in charged:
             yield f"{name}, {entry.run}, round {entry.round}", "left and was not charged"
+
+
+def _ledger(name: str, folder: Path) -> Ledger:
+    return Ledger(SiteFolder(folder).sites / name / "ledger.sqlite", new_filter=RenyiFilter)

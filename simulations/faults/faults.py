@@ -47,6 +47,12 @@ def faults(scene: Scene) -> Sequence[Fault]:
     return found
 
 
+def private_faults(scene: Scene) -> Sequence[Fault]:
+    """Return the faults that may come between a charge and its answer."""
+    wanted = {f"kill {part}" for part in (*AT_SITE, "coordinator", "site host", "aggregator host")}
+    return [fault for fault in faults(scene) if fault.name in wanted]
+
+
 def _kills() -> list[Fault]:
     found = [
         *(Fault(f"kill {service}", _kill_at_site(service)) for service in AT_SITE),

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from contextlib import suppress
 from typing import Literal, Self
 
 Mode = Literal["whole", "cut", "silent", "slow", "half"]
@@ -30,19 +29,28 @@ class Line:
     def __enter__(self) -> Self:
         self._thread.start()
         start = asyncio.start_server(self._connected, "127.0.0.1", 0)
-        server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
-        self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def become(self, mode: Mode) -> None:
         """Change how the line is, for what is open too."""
         self.mode = mode
         if mode == "cut":
             self._loop.call_soon_threadsafe(self._reset)
+
+    async def _close(self) -> None:
+        self._server.close()
+        passing = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in passing:
+            task.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
 
     def _reset(self) -> None:
         for writer in self._open:
@@ -58,11 +66,13 @@ class Line:
             writer.transport.abort()
             return
         self._open |= {writer, up}
-        with suppress(OSError):
-            await asyncio.gather(self._pass(reader, up), self._pass(upper, writer, down=True))
-        for end in (writer, up):
-            self._open.discard(end)
-            end.transport.abort()
+        try:
+            ways = self._pass(reader, up), self._pass(upper, writer, down=True)
+            await asyncio.gather(*ways, return_exceptions=True)
+        finally:
+            for end in (writer, up):
+                self._open.discard(end)
+                end.transport.abort()
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, down: bool = False

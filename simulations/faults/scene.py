@@ -33,7 +33,7 @@ class Scene:
     Args:
         folder: an empty one.
         recipe: one-hot.
-        queue: runs that wait at least, so that it never idles.
+        queue: runs that wait behind the one that is played, so that it never idles.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, queue: int = 1) -> None:
@@ -66,9 +66,9 @@ class Scene:
         self._stack.__exit__(kind, error, trace)
 
     def rounds(self) -> int:
-        """Return how many rounds are complete, of all runs; begin another run when few are left."""
-        waiting = [run for run in self.runs if not run.records()]
-        if len(waiting) < self._queue:
+        """Return how many rounds are complete, of all runs; begin another run when few wait."""
+        unfinished = [run for run in self.runs if not run.is_published]
+        if len(unfinished) <= self._queue:
             self.runs.append(self.deployment.runs.begin(self.deployment.recipe))
         return sum(len(run.records()) for run in self.runs)
 
