@@ -4,6 +4,7 @@ import argparse
 import importlib
 
 CAMPAIGNS = {
+    "hostile": "what a hostile aggregator and a hostile trainer try, and what stops each",
     "ledger": "kill -9 around the writes of two processes on one budget account",
 }
 
