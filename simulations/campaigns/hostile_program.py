@@ -31,7 +31,7 @@ def main() -> None:
         _replay(Path(folder), [Path(name) for name in arguments])
     else:
         facts = json.loads(arguments[0])
-        for name, attempt in _ATTEMPTS.items():
+        for name, attempt in REACHES.items():
             print(json.dumps({"name": name} | _tried(attempt, facts)), flush=True)
 
 
@@ -159,7 +159,7 @@ def _require(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-_ATTEMPTS: dict[str, Callable[[dict[str, Any]], object]] = {
+REACHES: dict[str, Callable[[dict[str, Any]], object]] = {
     "TCP to the host": _tcp,
     "TCP to the outside": _tcp_outside,
     "UDP to the host": _udp,
@@ -167,7 +167,7 @@ _ATTEMPTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "DNS by a packet of its own": _ask_resolver,
     "raw packets": lambda _: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
     "the virtual machine's host": lambda _: socket.socket(socket.AF_VSOCK).close(),
-    "the kernel's netlink": lambda _: socket.socket(socket.AF_NETLINK).close(),
+    "the kernel's netlink": lambda _: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
     "io_uring, which makes sockets": _ring,
     "an abstract Unix socket": _abstract,
     "a Unix socket in /tmp": lambda facts: _connect(facts["unix"]),
@@ -179,7 +179,7 @@ _ATTEMPTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "ptrace of the gate": _ptrace,
     "/proc/PID/mem of the gate": _read_memory,
     "process_vm_readv of the gate": _read_memory_at_once,
-    "/proc/PID/root of the gate": lambda facts: os.listdir(f"/proc/{facts['pid']}/root"),
+    "/proc/PID/root of the gate": lambda facts: _open(f"/proc/{facts['pid']}/root"),
     "a signal to the gate": lambda facts: os.kill(facts["pid"], 0),
     "a signal to all": lambda _: os.kill(-1, 0),
     "the site's keys": lambda facts: _open(facts["key"]),

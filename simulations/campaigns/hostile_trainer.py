@@ -5,18 +5,11 @@ each judged by the gate that all sites have. The other tries to reach what is no
 counted is what was reached or left, not what was said.
 """
 
-import ctypes
 import json
-import mmap
 import os
-import socket
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -35,16 +28,12 @@ from fedlora.runtime.client.link import TrainerLink
 from fedlora.runtime.client.probes import Place, Report
 from fedlora.runtime.site.budget import site_ledger
 from fedlora.runtime.site.mods import gate
-from fedlora.runtime.site.memory import FOLDER
 from fedlora.runtime.site.site import resident_base
 from fedlora.wire.codec import Envelope, encode_state, encode_trained, encode_update
-from simulations.campaigns import hostile_program
 from simulations.campaigns.hostile_answers import answer, charge, plain_answers, private_answers
+from simulations.campaigns.hostile_site import SITE, baits, data_of, site, started
 
-USER = 64_123
-"""Whom the trainer runs as: nobody's number."""
-
-_SITE, _RUN, _ROUND = "north", "run", 1
+_RUN, _ROUND = "run", 1
 _PATIENCE = 3
 """Seconds after which silence counts as no answer."""
 _RECIPE = """\
@@ -57,9 +46,6 @@ datasets: [{{path: {data}, site: north}}]
 federation: {{rounds: 30, local_steps: 2, quorum: 1, evaluate_every: 0}}
 privacy: {privacy}
 """
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_BAIT = ctypes.create_string_buffer(b"a key")
-_IPC_CREAT, _IPC_RMID = 0o1000, 0
 _PLAIN = "{unit: none}"
 _PRIVATE = "{unit: example, epsilon: 8, delta: 1e-3, records: 20}"
 
@@ -89,13 +75,13 @@ def attempts() -> list[Outcome]:
 
 def reach(folder: SiteFolder, wanted: isolation.Isolation) -> list[Outcome]:
     """Let the program try to reach what is not its own."""
-    ledger = folder.gate / _SITE / "ledger.sqlite"
+    ledger = folder.gate / SITE / "ledger.sqlite"
     ledger.parent.mkdir(exist_ok=True)
     ledger.touch()
     with ExitStack() as stack:
-        facts, leaked = _baits(folder, stack)
+        facts, leaked = baits(folder, stack)
         process = stack.enter_context(
-            _started(
+            started(
                 folder,
                 ["reach", str(folder.path), json.dumps(facts)],
                 wanted,
@@ -103,6 +89,8 @@ def reach(folder: SiteFolder, wanted: isolation.Isolation) -> list[Outcome]:
             )
         )
         output, _ = process.communicate(timeout=60)
+    if process.returncode:
+        raise AssertionError("The program ended before it had tried everything; see its errors.")
     return [
         Outcome(name=found["name"], tried="to reach", blocked=found["blocked"], by=found["by"])
         for found in map(json.loads, output.splitlines())
@@ -111,18 +99,18 @@ def reach(folder: SiteFolder, wanted: isolation.Isolation) -> list[Outcome]:
 
 def _answers(folder: SiteFolder) -> Iterator[Outcome]:
     """Yield what became of each answer, after an honest one of each kind has passed."""
-    plain, private = (_RECIPE.format(data=_data(folder), privacy=p) for p in (_PLAIN, _PRIVATE))
+    plain, private = (_RECIPE.format(data=data_of(folder), privacy=p) for p in (_PLAIN, _PRIVATE))
     recipe = Recipe.from_yaml(private)
     question = _Question(recipe=Recipe.from_yaml(plain), text=plain)
-    planned = training_charge(recipe, _SITE, steps=recipe.federation.local_steps)
+    planned = training_charge(recipe, SITE, steps=recipe.federation.local_steps)
     update, envelope = question.update, question.envelope
     honest = answer(encode_trained(update, envelope))
-    yield from _judged(folder, question, honest, plain_answers(update, envelope))
+    yield from _judged(folder, question, plain_answers(update, envelope), honest=honest)
     question = _Question(recipe=recipe, text=private)
     update, envelope = question.update, question.envelope
     honest = charge(planned) + answer(encode_trained(update, envelope))
-    yield from _judged(folder, question, honest, private_answers(update, envelope, planned))
-    forged = [row for row in site_ledger(_SITE).rows(DEFAULT_ACCOUNT) if row.charge != planned]
+    yield from _judged(folder, question, private_answers(update, envelope, planned), honest=honest)
+    forged = [row for row in site_ledger(SITE).rows(DEFAULT_ACCOUNT) if row.charge != planned]
     by = "none was committed"
     yield Outcome(name="a forged row in the ledger", tried="to get", blocked=not forged, by=by)
 
@@ -133,7 +121,7 @@ class _Question:
     def __init__(self, *, recipe: Recipe, text: str) -> None:
         self.recipe, self.text = recipe, text
         whole = Envelope(spec=resident_base(recipe).spec, run=_RUN, round=_ROUND)
-        self.envelope = records.envelope_of_update(whole, recipe, _SITE)
+        self.envelope = records.envelope_of_update(whole, recipe, SITE)
         values = torch.linspace(-1, 1, self.envelope.spec.size)
         examples = recipe.examples_of_round[-1]
         self.update = AdapterUpdate(spec=self.envelope.spec, values=values, num_examples=examples)
@@ -158,7 +146,7 @@ class _Question:
 
 
 def _judged(
-    folder: SiteFolder, question: _Question, honest: bytes, hostile: Mapping[str, bytes]
+    folder: SiteFolder, question: _Question, hostile: Mapping[str, bytes], *, honest: bytes
 ) -> Iterator[Outcome]:
     """Yield what the gate makes of each answer; the honest one comes first and last."""
     names = ["honest", *hostile, "honest again"]
@@ -168,7 +156,7 @@ def _judged(
     for file, content in zip(files, (honest, *hostile.values(), honest), strict=True):
         file.write_bytes(content)
     program = ["replay", str(folder.path), *map(str, files)]
-    with _started(folder, program, "required", readable=(answers,)):
+    with started(folder, program, "required", readable=(answers,)):
         for name in names:
             left, by = _left(folder, question)
             if name.startswith("honest"):
@@ -186,7 +174,7 @@ def _left(folder: SiteFolder, question: _Question) -> tuple[bytes | None, str]:
     link = TrainerLink(folder.trainer_socket, greet=_greet)
 
     def trainer(message: Message, _: Context) -> Message:
-        return link.ask(message, recipe=question.text, site=_SITE, timeout=_PATIENCE)
+        return link.ask(message, recipe=question.text, site=SITE, timeout=_PATIENCE)
 
     context = Context(
         run_id=1, node_id=1, node_config={PARTITION_ID_KEY: 0}, state=RecordDict(), run_config={}
@@ -205,107 +193,3 @@ def _left(folder: SiteFolder, question: _Question) -> tuple[bytes | None, str]:
 def _greet(report: Report) -> None:
     found = isolation.compared(report, gate=Place.here(), user=os.geteuid())
     isolation.require(found, "required")
-
-
-@contextmanager
-def site() -> Iterator[SiteFolder]:
-    """Yield the folder of a site with data, keys and a policy."""
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        Path(name).chmod(0o755)
-        folder = SiteFolder(Path(name) / "site")
-        for path in (folder.credentials, folder.gate, folder.run, folder.logs):
-            path.mkdir(parents=True)
-        folder.node_key.write_text("a key")
-        folder.configuration.write_text("data: …")
-        rows = [{"prompt": f"What is {n}?", "completion": f"A number, {n}."} for n in range(20)]
-        _data(folder).write_text("\n".join(map(json.dumps, rows)))
-        before = os.environ.get(FOLDER)
-        os.environ[FOLDER] = str(folder.gate)
-        stack.callback(_restore, before)
-        yield folder
-
-
-def _restore(before: str | None) -> None:
-    if before is None:
-        del os.environ[FOLDER]
-    else:
-        os.environ[FOLDER] = before
-
-
-def _data(folder: SiteFolder) -> Path:
-    return folder.path.parent / "north.jsonl"
-
-
-@contextmanager
-def _started(
-    folder: SiteFolder,
-    arguments: Sequence[str],
-    wanted: isolation.Isolation,
-    *,
-    readable: Sequence[Path] = (),
-    leaked: Sequence[int] = (),
-) -> Iterator[subprocess.Popen[str]]:
-    """Start the program in the trainer's place, as a supervisor starts the trainer."""
-    isolation.give_folder(folder, USER if wanted == "required" else os.geteuid())
-    folder.trainer_socket.unlink(missing_ok=True)
-    program = Path(hostile_program.__file__)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder.trainer_socket))
-        listener.listen()
-        command = isolation.command(
-            [sys.executable, "-P", str(program), *arguments],
-            folder=folder,
-            user=USER,
-            readable=[_data(folder), program, *readable],
-            isolation=wanted,
-            listener=listener.fileno(),
-        )
-        passed = (listener.fileno(), *leaked)
-        process = subprocess.Popen(command, pass_fds=passed, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _baits(folder: SiteFolder, stack: ExitStack) -> tuple[dict[str, object], int]:
-    """Lay out what the program is to reach, and return where it is; and a descriptor to inherit."""
-    tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", 0))
-    abstract, named = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
-    name = f"fedlora-{os.getpid()}"
-    abstract.bind(f"\0{name}")
-    path = Path(tempfile.gettempdir()) / f"{name}.sock"
-    named.bind(str(path))
-    stack.callback(path.unlink)
-    for each in (abstract, named):
-        each.listen()
-    for each in (tcp, udp, abstract, named):
-        stack.enter_context(each)
-    shared = {
-        where: stack.enter_context(tempfile.NamedTemporaryFile(dir=where)).name
-        for where in (tempfile.gettempdir(), "/dev/shm")  # noqa: S108 - what is shared is the point
-    }
-    key = stack.enter_context(folder.node_key.open("rb"))
-    memory = _LIBC.shmget(os.getpid(), mmap.PAGESIZE, _IPC_CREAT | 0o666)
-    stack.callback(_LIBC.shmctl, memory, _IPC_RMID, None)
-    ledger = folder.gate / _SITE / "ledger.sqlite"
-    return {
-        "tcp": tcp.getsockname()[1],
-        "udp": udp.getsockname()[1],
-        "abstract": name,
-        "unix": str(path),
-        "trainer": str(folder.trainer_socket),
-        "tmp": shared[tempfile.gettempdir()],
-        "dev_shm": shared["/dev/shm"],  # noqa: S108 - likewise
-        "shm": os.getpid(),
-        "descriptor": key.fileno(),
-        "pid": os.getpid(),
-        "address": ctypes.addressof(_BAIT),
-        "folder": str(folder.path),
-        "key": str(folder.node_key),
-        "ledger": str(ledger),
-        "policy": str(folder.configuration),
-        "data": str(_data(folder)),
-    }, key.fileno()
