@@ -125,7 +125,8 @@ class Gatekeeper:
         Raises:
             FedloraError: it is none.
         """
-        digests = records.digests_of(message.content)
+        content = message.content if message.has_content() else RecordDict()
+        digests = records.digests_of(content)
         received = partial(
             Received,
             purpose=_purpose(message),
@@ -136,7 +137,7 @@ class Gatekeeper:
         )
         asked = None
         try:
-            task = records.Task.of(message.content)
+            task = records.Task.of(content)
             if len(task.recipe) > MAX_RECIPE_LETTERS:
                 raise PolicyError(
                     f"The recipe has {len(task.recipe):,} letters; at most {MAX_RECIPE_LETTERS:,} "
@@ -177,13 +178,18 @@ class Gatekeeper:
     def _require_allowed(self, message: Message, asked: Asked) -> None:
         recipe, envelope, policy = asked.recipe, asked.envelope, self.configuration.policy
         run, spec = envelope.run, envelope.spec
-        if asked.purpose not in {"train", "evaluate"}:
-            raise InspectionError("A deployed site says who it is by its key alone.")
+        kind = message.metadata.message_type
+        if kind not in {"train", "evaluate"}:
+            raise InspectionError(
+                f"A deployed site trains and evaluates, but {kind!r:.80} is asked. It says who it "
+                "is by its key alone."
+            )
         records.require_instruction(message.content, private=recipe.privacy.unit == "example")
         self.evidence.require_receipted(
             records.receipt_of(message.content), aggregator=self.aggregator
         )
         policy.require_recipe(recipe, spec, site=asked.site)
+        at_site(recipe, self.configuration)  # the base is here, too
         require_planned(recipe, _purpose(message), envelope.round)
         policy.require_now(datetime.now().astimezone())
         self.approvals.require(run, recipe, spec=spec, policy=policy)

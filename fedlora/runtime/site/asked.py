@@ -35,9 +35,11 @@ class Asked:
     def of(cls, message: Message, context: Context) -> Self:
         """Read an instruction.
 
+        At a deployed site nothing is loaded for it, whatever base model it names.
+
         Raises:
             WireError: there is no task in it.
-            RecipeError: its recipe is none.
+            RecipeError: its recipe is none; or it is not locked, and this is a deployed site.
             BaseModelError: the recipe is not locked, and its base is not here.
         """
         task, configuration = records.Task.of(message.content), context.node_config
@@ -51,7 +53,9 @@ class Asked:
             site=site,
             deployed=deployed,
             purpose=message.metadata.message_type.partition(".")[0],
-            envelope=Envelope(spec=_spec(recipe), run=task.run, round=task.round),
+            envelope=Envelope(
+                spec=_spec(recipe, deployed=deployed), run=task.run, round=task.round
+            ),
         )
 
 
@@ -62,5 +66,5 @@ def recipe_of(text: str) -> Recipe:
 
 
 @lru_cache(maxsize=16)
-def _spec(recipe: Recipe) -> AdapterSpec:
-    return spec_of(recipe) if recipe.lock else resident_base(recipe).spec
+def _spec(recipe: Recipe, *, deployed: bool) -> AdapterSpec:
+    return spec_of(recipe) if deployed or recipe.lock else resident_base(recipe).spec

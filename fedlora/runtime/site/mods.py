@@ -110,6 +110,7 @@ _REASONS: Mapping[type[Exception], str] = {
     StorageError: "The site cannot write to its disk.",
 }
 _NO_REASON = "The site could not answer; its own log says why."
+SAID = frozenset({*_REASONS.values(), _NO_REASON})
 """All that such a site says of its errors: their texts may tell of its data."""
 
 
