@@ -6,7 +6,8 @@ signs the log's head. The other figure is of a whole exchange: the instruction, 
 float32 and four times as large, is digested too, and there are four entries, the aggregator's
 receipt among them; beside it stands reading the one adapter and encoding the other.
 
-What the log says is compared with captured traffic in ``traffic.py``.
+Then a deployment is captured (``capture.py``): the payloads by its sites' logs against those by the
+aggregator, and what the rest of the wire's bytes are.
 """
 
 import tempfile
@@ -23,6 +24,7 @@ from fedlora.gate.evidence.signing import Signer, new_key
 from fedlora.gate.evidence.statements import Receipt
 from fedlora.runtime import records
 from fedlora.wire.codec import Envelope, decode_state, encode_state, encode_update
+from simulations.benchmarks import capture
 from simulations.benchmarks.measure import compare, interleaved, report
 from simulations.benchmarks.replies import adapter_spec, increment
 
@@ -99,7 +101,7 @@ class _Gate:
 
 
 def run(n: int) -> None:
-    """Time answers and exchanges with evidence and without, and print the result."""
+    """Time answers and exchanges with evidence and without, capture a deployment; print all."""
     with tempfile.TemporaryDirectory() as name:
         gate = _Gate(Path(name))
 
@@ -125,4 +127,4 @@ def run(n: int) -> None:
         )
         for name in ("answer", "exchange")
     ]
-    report("evidence", bars, LIMITS)
+    report("evidence", [*bars, *capture.run()], LIMITS | capture.LIMITS)

@@ -43,7 +43,8 @@ class Metric:
         yield f"# TYPE {self.name} {self.kind}"
         for labels, value in self.values.items():
             inner = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
-            yield f"{self.name}{{{inner}}} {value:g}" if inner else f"{self.name} {value:g}"
+            shown = f"{value:.16g}"  # a count to the last byte
+            yield f"{self.name}{{{inner}}} {shown}" if inner else f"{self.name} {shown}"
 
 
 def exposition(folder: ServerFolder, traffic: Traffic, *, nodes: Mapping[int, str] | None) -> str:
