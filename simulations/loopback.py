@@ -19,6 +19,8 @@ from fedlora.recipe import Recipe
 from fedlora.runtime.client.enrol import enrol
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.lock import locked
+from fedlora.runtime.processes.service_state import Process, Supervision
+from fedlora.runtime.processes.supervisor import services_file
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server import admission
 from fedlora.runtime.server.configuration import Configuration
@@ -26,8 +28,6 @@ from fedlora.runtime.server.control import Control
 from fedlora.runtime.server.folder import ServerFolder
 from fedlora.runtime.server.installation import install
 from fedlora.runtime.server.runs import Runs, Standing
-from fedlora.runtime.service_state import Process, Supervision
-from fedlora.runtime.supervisor import services_file
 from fedlora.training.base_model import describe
 
 _POLL = 0.2

@@ -7,11 +7,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fedlora.runtime import log
 from fedlora.runtime.client import trainer
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.start import services
-from fedlora.runtime.supervisor import supervise
+from fedlora.runtime.processes import log
+from fedlora.runtime.processes.supervisor import supervise
 
 
 def main(module: str, folder: SiteFolder) -> None:

@@ -14,10 +14,11 @@ import torch
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate
 from fedlora.recipe import Recipe
-from fedlora.runtime import log, records
+from fedlora.runtime import records
 from fedlora.runtime.client.frames import LONGEST_QUESTION, Answer, Ask, Channel, FromGate, Hello
 from fedlora.runtime.client.probes import report
 from fedlora.runtime.lock import spec_of
+from fedlora.runtime.processes import log
 from fedlora.wire.codec import Envelope, encode_trained
 
 _LISTENING = 3

@@ -99,9 +99,9 @@ def start(directory: SiteDir = Path()) -> None:
     As root, SuperNode and gate run as the owner of the folder, and the trainer as a user of its
     own.
     """
-    from fedlora.runtime import log
     from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.client.start import start as run
+    from fedlora.runtime.processes import log
 
     log.start("supervisor")
     run(SiteFolder(directory.resolve()))

@@ -10,8 +10,8 @@ from rich.table import Table
 
 def print_services(folder: Path, *, console: Console) -> bool:
     """Print how each process of a folder's supervisor is; return whether all of them run."""
-    from fedlora.runtime.service_state import Supervision
-    from fedlora.runtime.supervisor import services_file
+    from fedlora.runtime.processes.service_state import Supervision
+    from fedlora.runtime.processes.supervisor import services_file
 
     told = Supervision.read(services_file(folder))
     if told is None or not told.supervisor.alive:

@@ -277,7 +277,7 @@ def _private(folder: Path, seed: int) -> Iterator[Outcome]:
         for name, send in hostile_instructions.weak_noise().items():
             yield judged(site, name, send(site), asks_trainer=True)
         yield _replayed(
-            site, "a private answer again, with fresh noise", site.instruction(), answer
+            site, "a private answer again, with fresh noise", site.instruction(), answer=answer
         )
         free = site_ledger(SITE).head() == spent
         by = "its ledger has no new row"

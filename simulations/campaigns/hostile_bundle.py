@@ -156,7 +156,7 @@ def _answered(server: ServerFolder, site: SiteFolder, bundle: bytes) -> str:
 
         _until(passed)
         reply = _until(lambda: next(iter(grid.pull_messages([sent])), None))
-    return reply.error.reason if reply.has_error() else ""
+    return str(reply.error.reason) if reply.has_error() else ""
 
 
 @contextmanager

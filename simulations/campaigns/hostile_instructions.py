@@ -208,9 +208,9 @@ def _run(name: str) -> Send:
     return lambda site: site.instruction(change=task(run=name))
 
 
-def task(**changes: object) -> Callable[[RecordDict], object]:
+def task(**changes: Any) -> Callable[[RecordDict], object]:  # noqa: ANN401 - as a record's
     """Return what changes the task of an instruction."""
-    return lambda content: content["task"].update(changes)
+    return lambda content: content.config_records["task"].update(changes)
 
 
 def _other_base(site: GatedSite, state: AdapterState) -> Message:

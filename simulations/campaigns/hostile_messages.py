@@ -94,8 +94,8 @@ def messages() -> Attempts:
         "no adapter": changed(lambda c: c.pop("adapter")),
         "an extra record": changed(lambda c: c.update(extra=text)),
         "an extra record of numbers": changed(lambda c: c.update(extra=MetricRecord({"a": 1.0}))),
-        "an extra key in the task": changed(lambda c: c["task"].update(script="x")),
-        "an extra array": changed(lambda c: c["adapter"].update(more=array)),
+        "an extra key in the task": changed(lambda c: c.config_records["task"].update(script="x")),
+        "an extra array": changed(lambda c: c.array_records["adapter"].update(more=array)),
         "an array under another name": changed(
             lambda c: c.update(adapter=ArrayRecord({"other": array}))
         ),
@@ -148,8 +148,10 @@ def _forged(site: GatedSite) -> Mapping[str, Any]:
 def ledger_heads() -> Attempts:
     """Return what says otherwise, or nothing, of how far the privacy ledger has come."""
 
-    def head(**changes: object) -> Send:
-        return lambda site: site.instruction(change=lambda c: c["ledger"].update(changes))
+    def head(**changes: Any) -> Send:  # noqa: ANN401 - as a record's
+        return lambda site: site.instruction(
+            change=lambda c: c.config_records["ledger"].update(changes)
+        )
 
     return {
         "no word of the ledger": lambda site: site.instruction(change=lambda c: c.pop("ledger")),

@@ -14,8 +14,8 @@ from shutil import which
 import fedlora
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.start import services
-from fedlora.runtime.service import Service
-from fedlora.runtime.supervisor import supervise
+from fedlora.runtime.processes.service import Service
+from fedlora.runtime.processes.supervisor import supervise
 
 _CLOCK = "clock.so"
 _SKEW = struct.Struct("<q")

@@ -16,7 +16,7 @@ from simulations.campaigns.hostile_aggregator import after_a_round, policy_of, r
 
 @pytest.mark.slow
 def test_each_instruction_of_a_hostile_aggregator_is_blocked_and_on_record():
-    """All of them, between honest ones that pass: bounds, privacy, paths, forks, bombs, receipts."""
+    """Between honest ones that pass: bounds, privacy, paths, forks, bombs, receipts and more."""
     outcomes = hostile_aggregator.attempts()
     assert len(outcomes) > 100
     assert [f"{each.name}: {each.by}" for each in outcomes if not each.blocked] == []
@@ -24,7 +24,7 @@ def test_each_instruction_of_a_hostile_aggregator_is_blocked_and_on_record():
 
 @pytest.mark.slow
 def test_code_in_the_app_bundle_never_runs_at_a_site():
-    """A real SuperLink sends it and a stock SuperNode takes it; where Flower installs it, it runs."""
+    """A real SuperLink sends it, a stock SuperNode takes it; where Flower installs it, it runs."""
     outcomes = hostile_bundle.attempts()
     assert [f"{each.name}: {each.by}" for each in outcomes if not each.blocked] == []
 
@@ -47,7 +47,7 @@ def test_an_a_of_the_aggregators_choice_is_stopped_where_a_is_frozen_alone(
 
 
 def test_another_run_is_another_beginning(tmp_path):
-    """A limit that is documented: without approval, two runs can be compared, and only bytes count."""
+    """A limit that is documented: without approval, the answers of two runs can be compared."""
     recipe = recipe_of()
     with gated(tmp_path, recipe, policy_of(recipe)) as site:
         for run in ("one", "two"):

@@ -15,11 +15,11 @@ from fedlora.recipe import EMBEDDED
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.status import status
 from fedlora.runtime.client.supernode import supernode
+from fedlora.runtime.processes.service_state import ServiceState, Supervision
+from fedlora.runtime.processes.supervisor import services_file
 from fedlora.runtime.server.admission import admit, revoke
 from fedlora.runtime.server.control import Control
 from fedlora.runtime.server.folder import ServerFolder
-from fedlora.runtime.service_state import ServiceState, Supervision
-from fedlora.runtime.supervisor import services_file
 from fedlora.training.base_model.files import digest, resolve
 from tests.deployment import ROOT, new_aggregator, running_front, running_superlink, wait_until
 
@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.supernode import supernode
-from fedlora.runtime.supervisor import supervise
+from fedlora.runtime.processes.supervisor import supervise
 folder = SiteFolder(Path(sys.argv[1]))
 supervise([supernode(folder, user=None)], folder=folder.path)
 """

@@ -21,7 +21,6 @@ from fedlora.gate.chain import AdapterChain
 from fedlora.gate.evidence.entries import Configured
 from fedlora.gate.evidence.log import EvidenceLog
 from fedlora.gate.evidence.signing import PublicKey, Signer
-from fedlora.runtime import log
 from fedlora.runtime.carriers.supernode import next_instruction
 from fedlora.runtime.carriers.tasks import Endpoint
 from fedlora.runtime.client.approvals import Approvals
@@ -33,6 +32,7 @@ from fedlora.runtime.client.link import TrainerLink, TrainerLostError
 from fedlora.runtime.client.probes import Place, Report
 from fedlora.runtime.client.supernode import address_file, secret_file
 from fedlora.runtime.enrolment import JoinBundle
+from fedlora.runtime.processes import log
 from fedlora.runtime.site.budget import charged
 from fedlora.runtime.site.memory import FOLDER
 

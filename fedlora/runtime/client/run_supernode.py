@@ -36,7 +36,7 @@ from fedlora import atomic
 from fedlora.errors import StorageError
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import JoinBundle
-from fedlora.runtime.service_state import Process
+from fedlora.runtime.processes.service_state import Process
 
 _GREETING = "SuperNode ID: %s"
 """How a SuperNode logs the number that SuperLink gave its key."""

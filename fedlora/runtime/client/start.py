@@ -14,8 +14,8 @@ from fedlora.runtime.client.configuration import SiteConfiguration, read_site
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.supernode import supernode
 from fedlora.runtime.enrolment import JoinBundle
-from fedlora.runtime.service import Service
-from fedlora.runtime.supervisor import supervise
+from fedlora.runtime.processes.service import Service
+from fedlora.runtime.processes.supervisor import supervise
 from fedlora.sections import STANDARD_LIBRARY
 
 _LISTENER = 3

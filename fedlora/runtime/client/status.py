@@ -18,8 +18,8 @@ from fedlora.runtime.client.enrol import request_of
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.supernode import REFUSED, TURNED_AWAY
 from fedlora.runtime.enrolment import JoinBundle, state_of
-from fedlora.runtime.service_state import ServiceState, Supervision
-from fedlora.runtime.supervisor import services_file
+from fedlora.runtime.processes.service_state import ServiceState, Supervision
+from fedlora.runtime.processes.supervisor import services_file
 
 _LAST = 5
 """Entries of the evidence log that are shown."""

@@ -12,7 +12,7 @@ import fedlora
 from fedlora import atomic
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import JoinBundle
-from fedlora.runtime.service import Service
+from fedlora.runtime.processes.service import Service
 
 REFUSED = "Failed to activate SuperNode"
 """What a SuperNode logs before exit code 305 if SuperLink takes its like for alive."""

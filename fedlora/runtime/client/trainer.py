@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from fedlora.errors import RunError
-from fedlora.runtime import log
 from fedlora.runtime.client.frames import Channel, Hello
 from fedlora.runtime.client.probes import report
+from fedlora.runtime.processes import log
 
 _LISTENING = 3
 """First descriptor that is handed over, as systemd's socket activation does (sd_listen_fds(3))."""

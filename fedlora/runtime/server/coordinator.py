@@ -18,7 +18,6 @@ from flwr.supercore.run import RunNotRunningException
 
 from fedlora.errors import FedloraError, RunError
 from fedlora.gate.evidence.signing import PublicKey, Signer
-from fedlora.runtime import log
 from fedlora.runtime.aggregator import directory as aggregator
 from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
@@ -31,6 +30,7 @@ from fedlora.runtime.events import (
     RoundFinished,
     UpdateSettled,
 )
+from fedlora.runtime.processes import log
 from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server.app_bundle import app_bundle

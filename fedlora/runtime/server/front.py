@@ -19,8 +19,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedlora.errors import EnrolmentError, FedloraError, RunError
-from fedlora.runtime import log
 from fedlora.runtime.enrolment import ENROL_PATH, MAX_REQUEST_BYTES, Answer, EnrolmentRequest, State
+from fedlora.runtime.processes import log
 from fedlora.runtime.server.authority import days_left
 from fedlora.runtime.server.caller import Callers
 from fedlora.runtime.server.configuration import Configuration

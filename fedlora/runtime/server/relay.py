@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from fedlora.errors import EnrolmentError
-from fedlora.runtime import log
+from fedlora.runtime.processes import log
 from fedlora.runtime.server.caller import PUBLIC_KEY, SIGNATURE, TIMESTAMP, Callers
 from fedlora.runtime.server.configuration import Configuration
 from fedlora.runtime.server.folder import ServerFolder

@@ -6,12 +6,12 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 
-from fedlora.runtime import log
+from fedlora.runtime.processes import log
+from fedlora.runtime.processes.service import Service
+from fedlora.runtime.processes.supervisor import supervise
 from fedlora.runtime.server.configuration import Configuration
 from fedlora.runtime.server.folder import ServerFolder
 from fedlora.runtime.server.superlink import superlink_command
-from fedlora.runtime.service import Service
-from fedlora.runtime.supervisor import supervise
 
 
 def start(folder: ServerFolder) -> None:

@@ -16,7 +16,7 @@ from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.source import RoundSource
 from fedlora.recipe import Recipe
-from fedlora.runtime import log
+from fedlora.runtime.processes import log
 from fedlora.runtime.site.private_steps import self_test
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses

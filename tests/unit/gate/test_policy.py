@@ -149,7 +149,7 @@ def test_the_ends_of_a_bound_are_allowed(bounds, overrides):
 
 
 def test_an_adapter_of_too_many_values_is_refused_before_it_is_read():
-    """Compressed, a few bytes stand for as many as the lock says; an approved recipe is no leave."""
+    """Compressed, a few bytes stand for as many as the lock says, in approved recipes too."""
     few = Policy.model_validate({"recipes": [recipe().digest], "adapter": {"parameters": 10}})
     [line] = reasons(few, recipe())
     assert line == (

@@ -12,7 +12,7 @@ from fedlora.runtime.client.enrol import request_of
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.status import _refusal
 from fedlora.runtime.enrolment import JoinBundle
-from fedlora.runtime.service_state import ServiceState
+from fedlora.runtime.processes.service_state import ServiceState
 
 
 @pytest.mark.parametrize(

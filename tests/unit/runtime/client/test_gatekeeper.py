@@ -141,7 +141,7 @@ def test_the_update_that_leaves_is_encoded_by_the_gate(at):
 
 @pytest.mark.parametrize("policy", [{"bounds": None}, {"hours": LATER}, {"approval": "required"}])
 def test_what_the_policy_does_not_allow_does_not_reach_the_trainer(at, policy):
-    """The log says that it came, why it was not allowed, and what was said in place of an answer."""
+    """The log says that it came, why it was not allowed, and what was said instead."""
     with at(**policy) as site:
         said = reason(site.gate.answer(site.instruction()))
         assert site.trainer.recipes == []

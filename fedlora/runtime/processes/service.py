@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora.runtime import launcher, service_state
-from fedlora.runtime.log import pass_on
-from fedlora.runtime.service_log import ServiceLog
-from fedlora.runtime.service_state import Phase, Process, ServiceState
+from fedlora.runtime.processes import launcher, service_state
+from fedlora.runtime.processes.log import pass_on
+from fedlora.runtime.processes.service_log import ServiceLog
+from fedlora.runtime.processes.service_state import Phase, Process, ServiceState
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 60.0
 """Seconds before a service that died is started again: first, and at most; doubled each time."""

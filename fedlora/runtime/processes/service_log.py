@@ -25,7 +25,7 @@ _ALARM = re.compile(
     r"""^(WARN|WARNING|ERROR|CRITICAL|FATAL)\b|^Traceback|^[\w.]+(Error|Exception)\b"""
     r"""|"level": "(warning|error|critical)\""""
 )
-"""As Flower, Python and our own processes (``fedlora.runtime.log``) begin what is bad."""
+"""As Flower, Python and our own processes (``fedlora.runtime.processes.log``) begin what is bad."""
 
 
 class ServiceLog:

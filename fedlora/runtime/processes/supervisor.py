@@ -22,9 +22,9 @@ from typing import BinaryIO
 
 from fedlora.atomic import storage_errors
 from fedlora.errors import RunError, StorageError
-from fedlora.runtime.log import say, warn
-from fedlora.runtime.service import Keeper, Service
-from fedlora.runtime.service_state import Process, Supervision
+from fedlora.runtime.processes.log import say, warn
+from fedlora.runtime.processes.service import Keeper, Service
+from fedlora.runtime.processes.service_state import Process, Supervision
 
 
 def services_file(folder: Path) -> Path:

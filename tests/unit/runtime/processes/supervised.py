@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.runtime.service_state import ServiceState, Supervision
-from fedlora.runtime.supervisor import services_file
+from fedlora.runtime.processes.service_state import ServiceState, Supervision
+from fedlora.runtime.processes.supervisor import services_file
 
 ROOT = Path(__file__).parents[3]
 _SUPERVISE = """
 import json, os, sys
 from pathlib import Path
 from fedlora.errors import FedloraError
-from fedlora.runtime import log, service
-from fedlora.runtime.supervisor import supervise
+from fedlora.runtime.processes import log, service
+from fedlora.runtime.processes.supervisor import supervise
 service._GRACE = 1.0
 log.start("supervisor")
 folder, services = Path(sys.argv[1]), json.loads(sys.argv[2])

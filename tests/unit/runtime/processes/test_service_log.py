@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.runtime.service_log import ServiceLog
+from fedlora.runtime.processes.service_log import ServiceLog
 
 
 def lines(path: Path) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 
-from fedlora.runtime.log import JsonFormatter, pass_on
+from fedlora.runtime.processes.log import JsonFormatter, pass_on
 
 
 def test_an_event_is_one_line_of_json():

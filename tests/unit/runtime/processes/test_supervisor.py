@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.runtime import launcher
-from fedlora.runtime.service_state import Process, ServiceState, Supervision
-from fedlora.runtime.supervisor import services_file
-from tests.unit.runtime.supervised import shell, start, supervised, wait_for
+from fedlora.runtime.processes import launcher
+from fedlora.runtime.processes.service_state import Process, ServiceState, Supervision
+from fedlora.runtime.processes.supervisor import services_file
+from tests.unit.runtime.processes.supervised import shell, start, supervised, wait_for
 
 NOBODY = 65534
 
