@@ -21,7 +21,7 @@ def test_a_tap_passes_all_bytes_on_and_counts_them_both_ways():
 
         answering = threading.Thread(target=answer)
         answering.start()
-        with Tap("127.0.0.1:{}".format(server.getsockname()[1])) as tap:
+        with Tap(f"127.0.0.1:{server.getsockname()[1]}") as tap:
             host, port = tap.address.split(":")
             with socket.create_connection((host, int(port)), timeout=30) as site:
                 site.sendall(up)
