@@ -68,11 +68,14 @@ class Tap:
         with suppress(OSError):  # closed: the block has ended
             while True:
                 site = self._server.accept()[0]
-                front = socket.create_connection(self._target)
-                for way, source, sink in (("up", site, front), ("down", front, site)):
-                    passing = threading.Thread(target=self._pass, args=(way, source, sink))
-                    passing.daemon = True
-                    passing.start()
+                threading.Thread(target=self._connect, args=(site,), daemon=True).start()
+
+    def _connect(self, site: socket.socket) -> None:
+        with site, suppress(OSError), socket.create_connection(self._target) as front:
+            down = threading.Thread(target=self._pass, args=("down", front, site), daemon=True)
+            down.start()
+            self._pass("up", site, front)
+            down.join()
 
     def _pass(self, way: str, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):

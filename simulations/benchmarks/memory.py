@@ -4,6 +4,8 @@ Ours plays two whole rounds of the default recipe on an adapter of 40 million pa
 the second has a server momentum; encoded replies come from files, one at a time. FedAvg takes in as
 many adapters once. Each measurement has a process of its own, which has everything imported and has
 played a small run before it counts: what is reported comes on top of that.
+
+Then whole deployments: ``deployment_memory.py``.
 """
 
 import json
@@ -25,6 +27,7 @@ from fedlora.runtime.aggregator.strategy import FederatedLora
 from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.wire.codec import Envelope, encode_update
+from simulations.benchmarks import deployment_memory
 from simulations.benchmarks.measure import Bar, report
 from simulations.benchmarks.replies import (
     ForgetfulGrid,
@@ -64,7 +67,8 @@ def run(_: int) -> None:
         peer = _shown(flower[clients]) if clients in flower else "not tried"
         print(f"{clients:7}  {_shown(peak)}  {peer:>14}")
     print()
-    report("memory", _bars(ours, flower), LIMITS)
+    deployed = deployment_memory.bars()
+    report("memory", [*_bars(ours, flower), *deployed], LIMITS | deployment_memory.LIMITS)
 
 
 def _shown(peak: float) -> str:

@@ -7,6 +7,9 @@ import json
 import socket
 import ssl
 import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +17,10 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
-from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.superlink.routers.fleet.router import router
@@ -24,8 +28,11 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedlora.errors import EnrolmentError, RunError
+from fedlora.runtime.carriers.superlink import carried
+from fedlora.runtime.carriers.tasks import Endpoint
 from fedlora.runtime.enrolment import ENROL_PATH, EnrolmentRequest, JoinBundle, post, state_of
 from fedlora.runtime.server import admission
+from fedlora.runtime.server.app_bundle import app_bundle
 from fedlora.runtime.server.authority import Authority
 from fedlora.runtime.server.bundle import invite
 from fedlora.runtime.server.configuration import Configuration
@@ -146,6 +153,60 @@ def test_an_admitted_site_is_let_through(folder, site):
     assert Directory(folder).admitted()[site.node_id] == site.name
     with Control(folder) as control:
         assert control.nodes()[site.node_id] == "online"
+
+
+@contextmanager
+def sending(folder):
+    """Yield what sends a message to a node: the grid of a run that this process plays."""
+    configuration = Configuration.read(folder.configuration)
+    endpoint = Endpoint(
+        address=configuration.superlink_address,
+        secret=folder.superexec_secret.read_bytes(),
+        certificates=folder.ca_certificate.read_bytes(),
+    )
+    with Control(folder) as control:
+        control.start_run(app_bundle(), config={})
+    tokens = []
+    wait_until(lambda: tokens.append(endpoint.acquire("flwr-serverapp")) or tokens[-1])
+    with carried(endpoint, tokens[-1], still_wanted=lambda: None) as grid:
+        yield lambda node: grid.push_messages([Message(RecordDict(), node, "train")])
+
+
+def pulled(client, node):
+    return client.PullMessages(PullMessagesRequest(node=node)).messages_list
+
+
+def test_a_site_that_waits_for_a_message_gets_it_as_soon_as_it_is_there(folder, site):
+    """It asked before there was one; the answer comes with the message, not after a pause."""
+    with sending(folder) as send, fleet(folder, site.key) as client:
+        activate(client, site.key)
+        node = Node(node_id=site.node_id)
+        with ThreadPoolExecutor(1) as aside:
+            waiting = aside.submit(pulled, client, node)
+            time.sleep(1)
+            assert not waiting.done()
+            send(site.node_id)
+            assert len(waiting.result(timeout=10)) == 1
+
+
+def test_a_message_that_is_not_confirmed_is_given_again_and_a_confirmed_one_is_not(folder, site):
+    """An answer may be lost with the line; what is confirmed has arrived. Three times at most."""
+    with sending(folder) as send, fleet(folder, site.key) as client:
+        activate(client, site.key)
+        node = Node(node_id=site.node_id)
+        send(site.node_id)
+        [first], [second] = pulled(client, node), pulled(client, node)
+        assert second == first
+        identifier = first.metadata.message_id
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=node, run_id=first.metadata.run_id, message_object_id=identifier
+            )
+        )
+        send(site.node_id)
+        given = [[m.metadata.message_id for m in pulled(client, node)] for _ in range(4)]
+        assert given[0] == given[1] == given[2] != [identifier]
+        assert given[3] == []
 
 
 def test_a_site_that_nobody_admitted_is_refused(folder):

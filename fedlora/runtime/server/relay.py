@@ -8,6 +8,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
@@ -41,12 +42,14 @@ Flower's fleet router has two more, register-node and unregister-node: here the 
 both. An object is a chunk of at most 5 MiB.
 """
 
-_PULL = "/v1/fleet/pull-messages"
+_PULL, _CONFIRM = "/v1/fleet/pull-messages", "/v1/fleet/confirm-message-received"
 _PAUSES_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 1, 1, 1)
 """Between looks for a message; their sum is how long a site is kept waiting for one.
 
-A SuperNode that gets no message sleeps for 3 s: these would be most of an idle site's round.
+A SuperNode that gets no message sleeps for 3 s: these would be most of an empty round.
 """
+_MOST_GIVEN = 3
+"""How often a site is given a message that it does not confirm."""
 
 _REQUEST_HEADERS = (
     "content-type",
@@ -124,12 +127,15 @@ class Relay:
 
     Who is not admitted gets 401 before a byte of the body is read; Flower's SuperNode stops on
     it. While SuperLink is down the answer is 503, which SuperNode retries. Who asks for a message
-    is answered when there is one, or in some seconds that there is none.
+    is answered when there is one, or in some seconds that there is none. A message that was given
+    and never confirmed is given again, since SuperLink counts as delivered what it has sent once:
+    the line may have been cut meanwhile, and the message lost.
     """
 
     def __init__(self, superlink: SuperLink, callers: Callers) -> None:
         self._superlink = superlink
         self._callers = callers
+        self._given: dict[str, _Given] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -180,26 +186,54 @@ class Relay:
             await response.aclose()
 
     async def _answer(self, request: Request, headers: Mapping[str, str]) -> httpx.Response:
-        """Return SuperLink's answer before its body is read; on a message, the first that has one.
+        """Return SuperLink's answer before its body is read.
 
         Raises:
             TransportError: SuperLink does not answer, or stops while it reads.
             ClientDisconnect: the site has gone while it waited: no message is taken for it.
         """
-        path = request.url.path
-        if path != _PULL:
-            return await self._superlink.send(path, headers=headers, body=request.stream())
+        path, key = request.url.path, headers[PUBLIC_KEY]
+        if path == _PULL:
+            given = self._given.pop(key, None) or _Given(await self._message(request, headers))
+            if given.is_message and given.times < _MOST_GIVEN:
+                self._given[key] = replace(given, times=given.times + 1)
+            return given.again()
+        response = await self._superlink.send(path, headers=headers, body=request.stream())
+        if path == _CONFIRM and response.is_success:
+            self._given.pop(key, None)
+        return response
+
+    async def _message(self, request: Request, headers: Mapping[str, str]) -> httpx.Response:
+        """Return SuperLink's answer when it has a message for a site, or has none for some time."""
         body = await request.body()
-        response = await self._superlink.send(path, headers=headers, body=body)
+        response = await self._superlink.send(_PULL, headers=headers, body=body)
         for pause in _PAUSES_S:
-            if not response.is_success or response.headers.get("content-length") != "0":
+            if await response.aread() or not response.is_success:
                 break
-            await response.aclose()
             await asyncio.sleep(pause)
             if await request.is_disconnected():
                 raise ClientDisconnect
-            response = await self._superlink.send(path, headers=headers, body=body)
+            response = await self._superlink.send(_PULL, headers=headers, body=body)
+        await response.aread()
         return response
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A message that a site was given, or an answer without one."""
+
+    response: httpx.Response
+    times: int = 1
+
+    @property
+    def is_message(self) -> bool:
+        """Whether there is a message in it: protobuf writes an answer without one as nothing."""
+        return self.response.is_success and bool(self.response.content)
+
+    def again(self) -> httpx.Response:
+        """Return the answer as if it had just come."""
+        answer, body = self.response, httpx.ByteStream(self.response.content)
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=body)
 
 
 async def _messages(response: httpx.Response) -> AsyncIterator[Message]:
