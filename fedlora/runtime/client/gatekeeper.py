@@ -4,21 +4,16 @@ Nothing comes in or leaves that is not in the evidence log first.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial, reduce
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.constant import ErrorCode
 
-from fedlora.adapter import AdapterSpec
-from fedlora.atomic import storage_errors
 from fedlora.errors import (
     FedloraError,
     InspectionError,
@@ -36,16 +31,18 @@ from fedlora.runtime.client.approvals import Approvals
 from fedlora.runtime.client.configuration import SiteConfiguration, at_site
 from fedlora.runtime.site.asked import SITE_KEY, Asked
 from fedlora.runtime.site.budget import site_ledger
-from fedlora.runtime.site.mods import gate, receipted, require_planned, resend, said_of
+from fedlora.runtime.site.mods import (
+    gate,
+    guarded,
+    receipted,
+    require_planned,
+    resend,
+    said_of,
+)
+from fedlora.runtime.site.outbox import require_room
 from fedlora.wire.codec import decode_state
 
 _log = logging.getLogger(__name__)
-
-_COPIES, _FLOAT32, _MARGIN = 3, 4, 2**20
-"""Of an adapter's values: in the outbox, in the error feedback, and beside what one replaces.
-
-The bytes of a value, and those that logs take.
-"""
 
 MAX_RECIPE_LETTERS = 2**18
 """A locked recipe of a model of 400 billion has some 70,000; to read one of so many takes 4 s."""
@@ -190,7 +187,7 @@ class Gatekeeper:
         )
         policy.require_recipe(recipe, spec, site=asked.site)
         at_site(recipe, self.configuration)  # the base is here, too
-        require_planned(recipe, _purpose(message), envelope.round)
+        require_planned(recipe, "train" if kind == "train" else "evaluate", envelope.round)
         policy.require_now(datetime.now().astimezone())
         self.approvals.require(run, recipe, spec=spec, policy=policy)
         state = decode_state(
@@ -212,11 +209,11 @@ class Gatekeeper:
         recipe = at_site(asked.recipe, self.configuration).to_yaml()
 
         def ask(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's interface
-            _require_room(self.evidence.folder, asked.envelope.spec)
+            require_room(self.evidence.folder, asked.envelope.spec)
             return self.trainer.ask(message, recipe=recipe, site=asked.site)
 
         policy = self.configuration.policy
-        reply = _guarded(ask, [receipted, resend, gate(policy)])(message, self.context)
+        reply = guarded(ask, [receipted, resend, gate(policy)])(message, self.context)
         today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
         policy.require_room(
             records.digests_of(reply.content).size,
@@ -274,31 +271,6 @@ class Gatekeeper:
         later = isinstance(error, NotYetError | StorageError)
         code = ErrorCode.MOD_FAILED_PRECONDITION if later else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Message(Error(code, said), reply_to=message)
-
-
-def _require_room(folder: Path, spec: AdapterSpec) -> None:
-    """Do nothing if an answer can be kept; one that cannot would be charged for again and again.
-
-    Raises:
-        StorageError: it cannot.
-    """
-    needed = _COPIES * spec.size * _FLOAT32 + _MARGIN
-    with storage_errors(folder):
-        free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            f"{folder}: {free:,} bytes are free there, but an answer takes up to {needed:,}. Make "
-            "room: the aggregator asks again."
-        )
-
-
-def _guarded(answer: ClientAppCallable, mods: list[Mod]) -> ClientAppCallable:
-    """Return ``answer`` behind mods, the first of them outermost."""
-
-    def behind(inner: ClientAppCallable, mod: Mod) -> ClientAppCallable:
-        return lambda message, context: mod(message, context, inner)
-
-    return reduce(behind, reversed(mods), answer)
 
 
 def _purpose(message: Message) -> Purpose:

@@ -5,7 +5,8 @@ little (``discreet``), the ledger is not older than the aggregator has seen it (
 was answered is sent again as it was (``resend``), and nothing leaves without inspection (``gate``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from logging import getLogger
 
 from flwr.app import Context, Message, RecordDict
@@ -171,6 +172,15 @@ def resend(message: Message, context: Context, call_next: ClientAppCallable) -> 
     reply = call_next(message, context)
     outbox.keep(message, reply)
     return reply
+
+
+def guarded(answer: ClientAppCallable, mods: Sequence[Mod]) -> ClientAppCallable:
+    """Return ``answer`` behind mods, the first of them outermost."""
+
+    def behind(inner: ClientAppCallable, mod: Mod) -> ClientAppCallable:
+        return lambda message, context: mod(message, context, inner)
+
+    return reduce(behind, reversed(mods), answer)
 
 
 GUARDS: list[Mod] = [discreet, receipted, resend, gate()]

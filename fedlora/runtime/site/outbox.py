@@ -4,10 +4,15 @@ Fresh noise would be a new charge; equal bytes tell nothing new.
 """
 
 import hashlib
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from flwr.app import Message
 
+from fedlora.adapter import AdapterSpec
+from fedlora.atomic import storage_errors
+from fedlora.errors import StorageError
 from fedlora.runtime import records
 from fedlora.runtime.site.asked import recipe_of
 from fedlora.runtime.site.memory import SiteMemory
@@ -15,6 +20,12 @@ from fedlora.runtime.spool import Spool
 
 _KEEP = 3
 """Rounds that may be asked for again."""
+
+_COPIES, _FLOAT32, _MARGIN = 3, 4, 2**20
+"""Of an adapter's values: in the outbox, in the error feedback, and beside what one replaces.
+
+The bytes of a value, and those that logs take.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,22 @@ class Outbox:
     @property
     def _spool(self) -> Spool:
         return Spool(self.memory.folder / "outbox")
+
+
+def require_room(folder: Path, spec: AdapterSpec) -> None:
+    """Do nothing if an answer can be kept; one that cannot would be charged for again and again.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    needed = _COPIES * spec.size * _FLOAT32 + _MARGIN
+    with storage_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: {free:,} bytes are free there, but an answer takes up to {needed:,}. Make "
+            "room: the aggregator asks again."
+        )
 
 
 def _name(message: Message) -> str:
