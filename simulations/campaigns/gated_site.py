@@ -37,8 +37,13 @@ _ROWS = 30
 def worked(message: Message, recipe: Recipe, site: str) -> Message:
     """Return what the bare handlers answer, as the trainer's process does."""
     handler = client.train if message.metadata.message_type == "train" else client.evaluate
-    names = {PARTITION_ID_KEY: recipe.site_names.index(site)}
-    context = Context(run_id=1, node_id=1, node_config=names, state=RecordDict(), run_config={})
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={PARTITION_ID_KEY: recipe.site_names.index(site)},
+        state=RecordDict(),
+        run_config={},
+    )
     return handler(message, context)
 
 

@@ -486,6 +486,17 @@ def test_a_stock_supernode_lives_behind_the_front(tmp_path):
                     node.wait(30)
 
 
+@pytest.mark.slow
+def test_a_stock_supernode_that_nobody_admitted_ends(folder, tmp_path):
+    """It is refused, stops by itself, and SuperLink has heard of no new node."""
+    stranger = Site("nobody", ec.generate_private_key(ec.SECP384R1()), node_id=0)
+    with Control(folder) as control:
+        before = control.nodes().keys()
+        with supernode(folder, stranger, tmp_path) as node:
+            node.wait(60)
+        assert control.nodes().keys() == before
+
+
 def supernode(folder: ServerFolder, site: Site, path: Path):
     key = path / "node.key"
     key.write_bytes(

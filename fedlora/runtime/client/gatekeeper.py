@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -175,19 +175,14 @@ class Gatekeeper:
     def _require_allowed(self, message: Message, asked: Asked) -> None:
         recipe, envelope, policy = asked.recipe, asked.envelope, self.configuration.policy
         run, spec = envelope.run, envelope.spec
-        kind = message.metadata.message_type
-        if kind not in {"train", "evaluate"}:
-            raise InspectionError(
-                f"A deployed site trains and evaluates, but {kind!r:.80} is asked. It says who it "
-                "is by its key alone."
-            )
+        kind = _planned_purpose(message)
         records.require_instruction(message.content, private=recipe.privacy.unit == "example")
         self.evidence.require_receipted(
             records.receipt_of(message.content), aggregator=self.aggregator
         )
         policy.require_recipe(recipe, spec, site=asked.site)
         at_site(recipe, self.configuration)  # the base is here, too
-        require_planned(recipe, "train" if kind == "train" else "evaluate", envelope.round)
+        require_planned(recipe, kind, envelope.round)
         policy.require_now(datetime.now().astimezone())
         self.approvals.require(run, recipe, spec=spec, policy=policy)
         state = decode_state(
@@ -271,6 +266,21 @@ class Gatekeeper:
         later = isinstance(error, NotYetError | StorageError)
         code = ErrorCode.MOD_FAILED_PRECONDITION if later else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Message(Error(code, said), reply_to=message)
+
+
+def _planned_purpose(message: Message) -> Literal["train", "evaluate"]:
+    """Return what a recipe can plan.
+
+    Raises:
+        InspectionError: something else is asked.
+    """
+    match kind := message.metadata.message_type:
+        case "train" | "evaluate":
+            return kind
+    raise InspectionError(
+        f"A deployed site trains and evaluates, but {kind!r:.80} is asked. It says who it is by "
+        "its key alone."
+    )
 
 
 def _purpose(message: Message) -> Purpose:
