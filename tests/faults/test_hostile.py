@@ -23,6 +23,9 @@ def test_each_instruction_of_a_hostile_aggregator_is_blocked_and_on_record():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:GitWildMatchPattern:DeprecationWarning"  # flwr's own use of pathspec
+)
 def test_code_in_the_app_bundle_never_runs_at_a_site():
     """A real SuperLink sends it, a stock SuperNode takes it; where Flower installs it, it runs."""
     outcomes = hostile_bundle.attempts()
