@@ -4,6 +4,7 @@ It is the only process of a site that has the site's keys, and the only one that
 network's bytes and the trainer's. It never looks at the app bundle that comes with an instruction.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from flwr.app import Message
 
 from fedlora import __version__
 from fedlora.document import write_yaml
-from fedlora.errors import StorageError
+from fedlora.errors import FedloraError, StorageError
 from fedlora.gate.chain import AdapterChain
 from fedlora.gate.evidence.entries import Configured
 from fedlora.gate.evidence.log import EvidenceLog
@@ -98,6 +99,10 @@ def work(gatekeeper: Gatekeeper, endpoint: Endpoint) -> None:
             if reachable:
                 log.warn("the SuperNode is not there", reason=repr(error))
             reachable = False
+        except FedloraError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever Flower could not read: the next may be sound
+            logging.getLogger(__name__).exception("What came cannot be read.")
         time.sleep(_POLL)
 
 
