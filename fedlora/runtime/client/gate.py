@@ -101,7 +101,7 @@ def work(gatekeeper: Gatekeeper, endpoint: Endpoint) -> None:
             reachable = False
         except FedloraError:
             raise
-        except Exception:  # noqa: BLE001 - whatever Flower could not read: the next may be sound
+        except Exception:  # whatever Flower could not read: the next may be sound
             logging.getLogger(__name__).exception("What came cannot be read.")
         time.sleep(_POLL)
 
