@@ -5,15 +5,18 @@ a while: a fedlora run that goes on after a stop is carried by a new one.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from typing import cast
 
 import httpx
 from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import run_from_proto
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -28,8 +31,9 @@ _LOOK = 1.0
 class SuperLinkGrid(HttpGrid):
     """Flower's own grid, which asks between messages whether it is still wanted.
 
-    A SuperNode keeps what it was sent in memory. SuperLink says that a message is lost with its
-    node only while the node is away; here that is said also when the node is back.
+    A SuperNode keeps in memory what it was sent and what it sends. SuperLink says that this is lost
+    with the node only while the node is away, and waits three minutes for the rest of a reply; here
+    it is said also when the node is back, and then.
 
     Args:
         endpoint: of the SuperLink.
@@ -49,6 +53,12 @@ class SuperLinkGrid(HttpGrid):
         """What waits for a reply, without content, and since when its node was connected then."""
         self._connected: Mapping[int, str] = {}
         self._looked = -float("inf")
+        self._asked: Sequence[str] = ()
+
+    @property
+    def _runtime_client(self) -> RuntimeHttpClient:
+        client: RuntimeHttpClient = super()._runtime_client
+        return cast(RuntimeHttpClient, _Impatient(client, given_up=self._is_reply_lost))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         waiting = list(messages)
@@ -62,7 +72,7 @@ class SuperLinkGrid(HttpGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self._still_wanted()
-        asked = list(message_ids)
+        self._asked = asked = list(message_ids)
         replies = list(super().pull_messages(asked))
         for reply in replies:
             self._sent.pop(reply.metadata.reply_to_message_id, None)
@@ -77,8 +87,17 @@ class SuperLinkGrid(HttpGrid):
             if message and connected.get(message.metadata.dst_node_id, since) != since:
                 error = Error(ErrorCode.NODE_UNAVAILABLE, "The node was connected anew.")
                 found.append(Message(error, reply_to=message))
-                del self._sent[identifier]
+        for lost in found:
+            del self._sent[lost.metadata.reply_to_message_id]
         return found
+
+    def _is_reply_lost(self) -> bool:
+        """Whether nobody will send the rest of the one reply that is being pulled."""
+        connected = self._connections(after=_LOOK)
+        sent = [self._sent[each] for each in self._asked if each in self._sent]
+        return len(sent) == 1 and all(
+            connected.get(message.metadata.dst_node_id, since) != since for message, since in sent
+        )
 
     def _connections(self, *, after: float) -> Mapping[int, str]:
         """Return since when each node is connected, as it was at most so many seconds ago."""
@@ -90,6 +109,27 @@ class SuperLinkGrid(HttpGrid):
     def get_node_ids(self) -> Iterable[int]:
         self._still_wanted()
         return super().get_node_ids()
+
+
+class _Impatient:
+    """Flower's client, which waits for a part of a reply only as long as it may come.
+
+    Args:
+        client: of the SuperLink's runtime API.
+        given_up: whether it may not; called from several threads.
+    """
+
+    def __init__(self, client: RuntimeHttpClient, *, given_up: Callable[[], bool]) -> None:
+        self._client, self._given_up = client, given_up
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._client, name)
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802 - Flower's
+        response = self._client.PullObject(request)
+        if not response.object_available and self._given_up():
+            raise ObjectPullError(request.object_id, "its node was connected anew")
+        return response
 
 
 @contextmanager
