@@ -21,8 +21,7 @@ def write_file(path: Path, *content: bytes | memoryview | str) -> None:
     """
     pieces = (piece.encode() if isinstance(piece, str) else piece for piece in content)
     with storage_errors(path):
-        with _beside(path, pieces) as temporary:
-            temporary.chmod(0o666 & ~_UMASK)
+        with _beside(path, pieces, mode=0o666 & ~_UMASK) as temporary:
             os.replace(temporary, path)
         _sync_folder(path.parent)
 
@@ -34,7 +33,7 @@ def write_secret(path: Path, content: bytes) -> None:
         StorageError: the file cannot be written; nothing half-written stays.
     """
     with storage_errors(path):
-        with _beside(path, [content]) as temporary, suppress(FileExistsError):
+        with _beside(path, [content], mode=0o600) as temporary, suppress(FileExistsError):
             os.link(temporary, path)  # unlike to rename, it fails where there is one
         _sync_folder(path.parent)
 
@@ -99,10 +98,11 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _beside(path: Path, pieces: Iterable[bytes | memoryview]) -> Iterator[Path]:
-    """Yield a temporary file beside ``path``, on disk, that its owner alone can read.
+def _beside(path: Path, pieces: Iterable[bytes | memoryview], *, mode: int) -> Iterator[Path]:
+    """Yield a temporary file beside ``path``, on disk, with these rights.
 
-    It has gone after the block, unless it was renamed.
+    It has gone after the block, unless it was renamed. No link that is put in its place meanwhile
+    gets its rights: root writes in folders of others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -110,6 +110,7 @@ def _beside(path: Path, pieces: Iterable[bytes | memoryview]) -> Iterator[Path]:
         with open(handle, "wb") as file:
             file.writelines(pieces)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         yield Path(name)
     finally:

@@ -42,7 +42,7 @@ def test_a_file_is_replaced(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("step", ["fsync", "replace", "fchmod"])
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
     """Whichever step fails, the old content stays, nothing else does, and the error helps."""
     path = tmp_path / "file"

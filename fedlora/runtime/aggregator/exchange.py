@@ -196,8 +196,9 @@ class Exchange:
             if again and due:
                 pushed = self._push([message for site in due for message in again(site)])
                 missing += pushed
-                answered = {self._waiting[identifier] for identifier in pushed}
-                lost = {s: t + _RESEND for s, t in lost.items() if s not in answered}
+                taken = {self._waiting[identifier] for identifier in pushed}
+                later = dict.fromkeys(due, time.monotonic() + _RESEND)
+                lost = {s: t for s, t in (lost | later).items() if s not in taken}
             if idle:
                 time.sleep(_POLL)
 

@@ -68,10 +68,18 @@ class Supervision:
     services: Sequence[ServiceState]
 
     @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """Read the file that a supervisor writes; none if there is none, or none that it wrote."""
+    def read(cls, path: Path, *, of: int | None = None) -> Self | None:
+        """Read the file that a supervisor writes; none if there is none, or none that it wrote.
+
+        Args:
+            path: of the file.
+            of: the user who must have written it; anybody, if nothing else.
+        """
         try:
-            values = json.loads(path.read_bytes())
+            with path.open("rb") as file:
+                if of not in {None, os.fstat(file.fileno()).st_uid}:
+                    return None
+                values = json.loads(file.read())
             services = [_service(state) for state in values["services"]]
             return cls(supervisor=Process(**values["supervisor"]), services=services)
         except (OSError, ValueError, KeyError, TypeError):

@@ -45,7 +45,8 @@ def supervise(services: Sequence[Service], *, folder: Path) -> None:
         with storage_errors(folder / name):
             (folder / name).mkdir(mode=0o755, parents=True, exist_ok=True)
     with _alone(folder / "run" / "supervisor.lock"):
-        before = Supervision.read(services_file(folder))
+        # Only of a file of this very user's: the folder's owner could name any process in another.
+        before = Supervision.read(services_file(folder), of=os.geteuid())
         for name in before.clear() if before else ():
             warn("killed: a supervisor that was killed had left it", service=name)
         sockets = {s.name: _listen(s.listen, folder) for s in services if s.listen}
@@ -58,8 +59,13 @@ def supervise(services: Sequence[Service], *, folder: Path) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of the one supervisor of a folder."""
-    with storage_errors(path), path.open("a+b") as file:
+    """Hold the lock of the one supervisor of a folder.
+
+    Root does this in a folder that another owns, who may have put a link there: none is followed.
+    """
+    with storage_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(handle, "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,6 +82,7 @@ def _note_owner(file: BinaryIO) -> None:
     """Write who holds the lock; a full disk does not keep it from holding."""
     with suppress(OSError):
         file.truncate(0)
+        file.seek(0)
         file.write(str(os.getpid()).encode())
         file.flush()
 
@@ -88,7 +95,7 @@ def _listen(path: Path, folder: Path) -> socket.socket:
         path.unlink(missing_ok=True)
         listening.bind(str(path))
         owner = folder.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
         listening.listen()
     except OSError as error:
         listening.close()

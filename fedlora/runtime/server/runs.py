@@ -106,8 +106,11 @@ class Runs:
             StorageError: it cannot be written.
         """
         atomic.write_file(run.path / "wanted", f"{wanted}\n")
-        if wanted == "playing" and self.standing(run).state in {"paused", "stopped"}:
+        state = self.standing(run).state
+        if wanted == "playing" and state in {"paused", "stopped"}:
             self.note(run, "waiting")
+        if wanted == "stopped" and state in {"paused", "waiting"}:  # nobody plays it
+            self.note(run, "stopped")
 
     def is_wanted(self, run: RunFolder) -> bool:
         """Whether the operator wants a run played."""
@@ -119,7 +122,7 @@ class Runs:
         for run in self.all():
             standing = self.standing(run)
             pausing = standing.state == "paused" and standing.again > self._clock()
-            if self.is_wanted(run) and not run.is_published and not pausing:
+            if self.is_wanted(run) and standing.state != "finished" and not pausing:
                 return run
         return None
 

@@ -208,3 +208,64 @@ def test_whom_a_round_waits_for_is_told(monkeypatch):
     )
     assert len(list(replies)) == 1
     assert told == [("north", "gone")]
+
+
+class FakeTime:
+    """Passes only while somebody sleeps."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class OneFails(InProcessGrid):
+    """Node 1 fails at once whenever it is asked, node 2 the first time, after a second."""
+
+    def __init__(self, app: ClientApp, *, clients: int, clock: FakeTime) -> None:
+        super().__init__(app, clients=clients)
+        self.clock = clock
+        self.asked: list[int] = []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.asked += [message.metadata.dst_node_id for message in messages]
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        (identifier,) = message_ids
+        node = self._waiting[identifier].metadata.dst_node_id
+        if node == 2 and self.asked.count(2) > 1:
+            return super().pull_messages(message_ids)
+        if node == 2 and self.clock.now < 1:
+            return []
+        error = Error(ErrorCode.CLIENT_APP_CRASHED, "again")
+        return [Message(error, reply_to=self._waiting.pop(identifier))]
+
+
+def test_a_site_that_keeps_failing_does_not_keep_others_from_being_asked_again(monkeypatch):
+    """Each waits for its own time alone, so that one bad site costs the others nothing."""
+    clock = FakeTime()
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange.time", clock)
+    grid = OneFails(app := ClientApp(), clients=2, clock=clock)
+
+    @app.train()
+    def train(message: Message, _: Context) -> Message:
+        return Message(records.introduction("south"), reply_to=message)
+
+    recipe = Recipe.from_yaml(
+        "{datasets: [{path: x, site: north}, {path: x, site: south}], privacy: {unit: none}}"
+    )
+    exchange = Exchange(grid, recipe, identities=lambda: {1: "north", 2: "south"})
+    exchange.meet(TASK)
+
+    def instructions(*sites: str) -> list[Message]:
+        return exchange.instructions(sites, MessageType.TRAIN, TASK)
+
+    replies = exchange.send(instructions("north", "south"), again=instructions)
+    assert exchange.sender(next(replies)) == "south"
+    assert grid.asked == [1, 2, 1, 2]
+    assert clock.now < 7

@@ -15,7 +15,7 @@ import pytest
 
 from fedlora.runtime.processes import launcher
 from fedlora.runtime.processes.service_state import Process, ServiceState, Supervision
-from fedlora.runtime.processes.supervisor import services_file
+from fedlora.runtime.processes.supervisor import _listen, services_file
 from tests.unit.runtime.processes.supervised import shell, start, supervised, wait_for
 
 NOBODY = 65534
@@ -124,6 +124,48 @@ def test_leftovers_are_ended(tmp_path: Path) -> None:
 
         assert left.wait(timeout=10) == -signal.SIGKILL
         assert it.stop()[0]["service"] == "left"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+def test_a_folder_of_another_cannot_turn_root_against_others(tmp_path: Path) -> None:
+    """Its owner may be one whom the network has taken: links are not followed, lists not believed.
+
+    A lock that is a link is refused and its target stays; a process that the owner names lives.
+    """
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("root's")
+    run.mkdir()
+    (run / "supervisor.lock").symlink_to(victim)
+    _, said = start(tmp_path, [shell("a", "true")]).communicate(timeout=30)
+    assert "supervisor.lock: cannot be written" in said
+    assert victim.read_text() == "root's"
+
+    (run / "supervisor.lock").unlink()
+    stranger = subprocess.Popen(["/bin/sleep", "100"], start_new_session=True)
+    state = ServiceState(name="x", state="running", process=Process.of(stranger.pid))
+    Supervision(supervisor=Process.of(stranger.pid), services=[state]).write(
+        services_file(tmp_path)
+    )
+    os.chown(services_file(tmp_path), NOBODY, NOBODY)
+    with supervised(tmp_path, shell("a", "sleep 100")) as it:
+        it.running("a")
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_a_link_in_a_sockets_place_is_not_given_away(tmp_path: Path, monkeypatch) -> None:
+    """Who may write to the folder can be quicker than the change of owner."""
+    path, victim, given = tmp_path / "served.sock", tmp_path / "victim", os.chown
+
+    def late(what: Path, *owner: int, **how: bool) -> None:
+        what.rename(tmp_path / "the socket")
+        what.symlink_to(victim)  # which is not there: to follow it is an error
+        given(what, *owner, **how)
+
+    monkeypatch.setattr(os, "chown", late)
+    _listen(path, tmp_path).close()
+    assert path.is_symlink()
 
 
 @pytest.mark.parametrize("changed", [{"start": 1}, {"boot": "another"}])

@@ -101,6 +101,32 @@ def test_resuming_does_not_wait(runs, recipe):
     assert runs.next() == run
 
 
+def test_a_finished_run_is_not_played_again(runs, recipe):
+    """Also where factors are personal, so that there is no adapter for all to publish."""
+    run = runs.begin(recipe)
+    runs.note(run, "finished")
+    assert runs.next() is None
+    runs.want(run, "playing")
+    assert runs.next() is None
+
+
+def test_a_run_that_was_published_but_not_reported_goes_on(runs, recipe):
+    """A coordinator that was killed between the two has something left to do."""
+    run = runs.begin(recipe)
+    runs.note(run, "playing")
+    run.release.mkdir()
+    assert runs.next() == run
+
+
+@pytest.mark.parametrize("state", ["waiting", "paused"])
+def test_a_run_that_is_stopped_while_nobody_plays_it_says_so(runs, recipe, state):
+    """No coordinator would come by to write it down."""
+    run = runs.begin(recipe)
+    runs.note(run, state, reason="no quorum")
+    runs.want(run, "stopped")
+    assert (runs.standing(run).state, runs.standing(run).reason) == ("stopped", "")
+
+
 @pytest.mark.parametrize("name", ["nothing", "../runs", "", "."])
 def test_a_run_that_is_not_there_is_named_with_those_that_are(runs, recipe, name):
     """No name leads out of the folder."""
