@@ -10,8 +10,9 @@
   call that it would have made itself. A copy of the folder on another host cannot: two of one site
   at once must stay impossible.
 - A message that a SuperNode could not take or send, as when SuperLink's disk is full, it drops, and
-  nobody is told. Here the process ends: from one that is connected anew the aggregator knows to ask
-  again.
+  nobody is told; of one whose run ended while it came, a part stays, and from then on each answer
+  waits until the next question. Here the process ends: from one that is connected anew the
+  aggregator knows to ask again.
 """
 
 import json
@@ -27,7 +28,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -40,8 +40,12 @@ from fedlora.runtime.processes.service_state import Process
 
 _GREETING = "SuperNode ID: %s"
 """How a SuperNode logs the number that SuperLink gave its key."""
-_DROPPED = ("Failed to receive message %s: %s", "Failed to send message %s: %s")
-"""How it logs that it dropped a message, and why."""
+_DROPPED = (
+    "Failed to receive message %s: %s",
+    "Failed to send message %s: %s",
+    "Run ID %s is not in `RUNNING` status. Ignoring message %s.",
+)
+"""How it logs that it dropped a message."""
 
 
 class _Greeting(logging.Handler):
@@ -59,12 +63,10 @@ class _Greeting(logging.Handler):
 
 
 class _Drops(logging.Handler):
-    """Ends this process when it has dropped a message of a run that goes on."""
+    """Ends this process when it has dropped a message."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.msg not in _DROPPED or not isinstance(record.args, tuple):
-            return
-        if not isinstance(record.args[-1], RunNotRunningException):
+        if record.msg in _DROPPED:
             os._exit(1)  # it holds nothing else
 
 
