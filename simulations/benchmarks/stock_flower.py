@@ -192,7 +192,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and what it started."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(20)
+        process.wait(5)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
