@@ -8,13 +8,18 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
+from fedlora.gate import chain
 from fedlora.runtime import records
 from fedlora.runtime.site.asked import recipe_of
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.spool import Spool
 
-_KEEP = 3
-"""Rounds that may be asked for again."""
+_KEEP = chain.KEEP + 1
+"""Rounds whose answers are kept.
+
+The chain lets the adapters of its last rounds come again: by each of them the evaluation of its own
+round and the training of the next can be asked for.
+"""
 
 
 @dataclass(frozen=True)
