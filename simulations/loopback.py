@@ -19,6 +19,7 @@ from fedlora.recipe import Recipe
 from fedlora.runtime.client.enrol import enrol
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.lock import locked
+from fedlora.runtime.processes import launcher
 from fedlora.runtime.processes.service_state import Process, Supervision
 from fedlora.runtime.processes.supervisor import services_file
 from fedlora.runtime.run_folder import RunFolder
@@ -30,6 +31,7 @@ from fedlora.runtime.server.installation import install
 from fedlora.runtime.server.runs import Runs, Standing
 from fedlora.training.base_model import describe
 
+_DIES_WITH_US = (sys.executable, "-I", "-S", launcher.__file__)
 _POLL = 0.2
 _PATIENCE = 180.0
 """Seconds for what should take a few."""
@@ -197,7 +199,7 @@ class Loopback:
         log = (self.folder / f"{folder.name}.log").open("ab")
         with log:
             self._supervisors[folder] = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [*_DIES_WITH_US, str(os.getpid()), "-", "-", sys.executable, "-m", *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

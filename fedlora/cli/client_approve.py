@@ -27,7 +27,7 @@ def approve(
     from fedlora.runtime.client.folder import SiteFolder
 
     folder = SiteFolder(directory)
-    approvals = Approvals(folder.gate / "approvals")
+    approvals = Approvals(folder.approvals)
     request = approvals.request(run)
     if request is None:
         raise RunError(
@@ -54,8 +54,8 @@ def runs(directory: SiteDir = Path()) -> None:
     from fedlora.runtime.client.folder import SiteFolder
 
     folder = SiteFolder(directory)
-    approvals = Approvals(folder.gate / "approvals")
-    rounds = AdapterChain(folder.gate / "chain").rounds()
+    approvals = Approvals(folder.approvals)
+    rounds = AdapterChain(folder.chain).rounds()
     table = Table("run", "asked (UTC)", "state", box=None, header_style="bold", pad_edge=False)
     table.add_column("by")
     table.add_column("rounds seen", justify="right")

@@ -155,8 +155,8 @@ def renew(
 
     renew_certificates(_opened(folder), days=days, ca_key=ca_key)
     typer.echo(
-        f"New certificates, good for {days} days. They are used from the next start: "
-        "fedlora server stop, then fedlora server start."
+        f"New certificates, good for {days} days. They are used from the next start: end fedlora "
+        "server start by Ctrl-C or SIGTERM, then start it again."
     )
 
 

@@ -18,7 +18,7 @@ from fedlora.errors import PolicyError, RunError
 from fedlora.gate.inbound import Seen
 
 KEEP = 3
-"""Adapters of a run that may come again, as after an aggregator's stop."""
+"""Rounds of a run whose adapters may come again, as after an aggregator's stop."""
 
 
 def digest_of(state: AdapterState) -> str:
@@ -49,7 +49,8 @@ class AdapterChain:
     ) -> Seen | None:
         """Return the last adapter that was seen of the run, if the one that came may follow it.
 
-        It may if more rounds are behind it, or if it is one of the last ``KEEP`` again.
+        It may if more rounds are behind it, or if it is that of one of the last ``KEEP`` rounds
+        again: what was asked with an older one is not in the outbox any more.
 
         Args:
             run: its name, which names a file.
@@ -77,11 +78,11 @@ class AdapterChain:
                 f"Run {run}: the global adapter after {number} rounds was {known[:12]}, but now "
                 f"{digest[:12]} comes for it (a fork)."
             )
-        if not known and number < last:
+        if number < last and (not known or number <= last - KEEP):
             raise PolicyError(
-                f"Run {run}: the global adapter after {last} rounds was seen, and of those before "
-                f"it the last {KEEP} may come again, but the one after {number} rounds comes (a "
-                "rollback)."
+                f"Run {run}: the global adapter after {last} rounds was seen, and those that were "
+                f"seen of the last {KEEP} rounds may come again, but the one after {number} rounds "
+                "comes (a rollback)."
             )
         return Seen(rounds=last, norms=links.norms)
 

@@ -1,6 +1,6 @@
 """The aggregator's side of a deployed site's evidence: it checks heads, and gives receipts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from flwr.app import RecordDict
@@ -23,10 +23,12 @@ class EvidenceReceipts:
     Args:
         folder: where the heads are kept, one small file a site.
         signer: the aggregator's key.
-        gates: the key of each admitted site's gate.
+        gates: gives the key of each site's gate, as of now: sites come and go while a run goes on.
     """
 
-    def __init__(self, folder: Path, *, signer: Signer, gates: Mapping[str, PublicKey]) -> None:
+    def __init__(
+        self, folder: Path, *, signer: Signer, gates: Callable[[], Mapping[str, PublicKey]]
+    ) -> None:
         self._heads = Receipts(folder, log="evidence log", form=SignedHead)
         self._signer = signer
         self._gates = gates
@@ -37,7 +39,8 @@ class EvidenceReceipts:
         Raises:
             StorageError: one cannot be read.
         """
-        heads = self._heads.sent_to(site for site in sites if site in self._gates)
+        gates = self._gates()
+        heads = self._heads.sent_to(site for site in sites if site in gates)
         return {
             site: Receipt.sign(self._signer, count=head.count, hash=head.hash, site=site)
             for site, head in heads.items()
@@ -51,12 +54,13 @@ class EvidenceReceipts:
                 one that was sent, or another.
             StorageError: it cannot be written.
         """
-        if site not in self._gates:
+        gate = self._gates().get(site)
+        if gate is None:
             return
         head = records.signed_head_of(content)
-        if head.site != site or not head.signed_by(self._gates[site]):
+        if head.site != site or not head.signed_by(gate):
             raise WireError(
                 f"{site} did not sign how far its evidence log has come with the key of the gate "
-                f"that was admitted, {self._gates[site].fingerprint}."
+                f"that was admitted, {gate.fingerprint}."
             )
         self._heads.take(site, head)

@@ -1,7 +1,10 @@
 """Letting a site take part, and refusing it from then on."""
 
 import hmac
+from contextlib import suppress
+from datetime import UTC, datetime
 
+from fedlora import atomic
 from fedlora.errors import EnrolmentError
 from fedlora.runtime.server.control import Control
 from fedlora.runtime.server.directory import Directory
@@ -11,7 +14,9 @@ from fedlora.runtime.server.folder import ServerFolder
 def admit(folder: ServerFolder, site: str, *, fingerprint: str) -> int:
     """Let a site take part whose fingerprint was compared, and return its node id.
 
-    Again, it mends what is missing: a SuperLink that lost its database knows the site anew.
+    Again, it mends what is missing: a SuperLink that lost its database knows the site anew. A site
+    that was revoked and comes with new keys may begin new logs: the receipts of its old ones are
+    set aside.
 
     Raises:
         EnrolmentError: the site has not sent its keys, they are others, or it was revoked.
@@ -29,7 +34,7 @@ def admit(folder: ServerFolder, site: str, *, fingerprint: str) -> int:
             f"Site {site} has not sent its keys yet. Its operator runs fedlora client enroll with "
             f"{folder.bundle(site)}."
         )
-    if not hmac.compare_digest(entry.fingerprint, fingerprint):
+    if not hmac.compare_digest(entry.fingerprint.encode(), fingerprint.encode()):
         raise EnrolmentError(
             f"Site {site} sent keys with the fingerprint {entry.fingerprint}, not {fingerprint}. "
             "Somebody else may have used its bundle: ask its operator by another channel, and if "
@@ -37,6 +42,8 @@ def admit(folder: ServerFolder, site: str, *, fingerprint: str) -> int:
         )
     with Control(folder) as control:
         node_id = control.register(entry.node_key)
+    if entry.state == "waiting":
+        _set_receipts_aside(folder, site)
     directory.admit(site, expected=fingerprint, node_id=node_id)
     return node_id
 
@@ -52,3 +59,15 @@ def revoke(folder: ServerFolder, site: str, *, reason: str) -> None:
     if entry.node_id is not None:
         with Control(folder) as control:
             control.unregister(entry.node_id)
+
+
+def _set_receipts_aside(folder: ServerFolder, site: str) -> None:
+    """Keep what was seen of a site's logs where it counts no more: no site's name has a dot first.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for receipts in (folder.evidence_receipts, folder.ledger_receipts):
+        with atomic.storage_errors(receipts), suppress(FileNotFoundError):
+            (receipts / site).replace(receipts / f".{site}.until-{now}")

@@ -17,7 +17,7 @@ import httpx
 from flwr.supercore.run import RunNotRunningException
 
 from fedlora.errors import FedloraError, RunError
-from fedlora.gate.evidence.signing import PublicKey, Signer
+from fedlora.gate.evidence.signing import Signer
 from fedlora.runtime.aggregator import directory as aggregator
 from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
@@ -148,17 +148,12 @@ class Coordinator:
 
     def _directory(self) -> aggregator.Directory:
         directory = Directory(self.folder)
-        gates = {
-            entry.site: PublicKey.of(entry.gate_key)
-            for entry in directory.entries()
-            if entry.gate_key
-        }
         return aggregator.Directory(
             nodes=directory.admitted,
             evidence=EvidenceReceipts(
-                self.folder.state / "evidence",
+                self.folder.evidence_receipts,
                 signer=Signer.load(self.folder.aggregator_key),
-                gates=gates,
+                gates=directory.gates,
             ),
         )
 

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
+from fedlora.gate.evidence.signing import PublicKey
 from fedlora.runtime.enrolment import EnrolmentRequest, NodeKey, RawKey, State, fingerprint
 from fedlora.runtime.server.folder import ServerFolder
 from fedlora.sections import NAME, Name, Section
@@ -101,21 +102,14 @@ class Directory:
         """Return the sites that may take part, by their node's key."""
         return {e.node_key: e.site for e in self._admitted() if e.node_key is not None}
 
+    def gates(self) -> Mapping[str, PublicKey]:
+        """Return the key of each site's gate, also of one whose last answer is still to come."""
+        return {e.site: PublicKey.of(e.gate_key) for e in self.entries() if e.gate_key}
+
     def changed_at(self) -> int:
         """Return the time stamp of the last change, in ns; two changes within a tick share it."""
         with atomic.storage_errors(self._path):
             return self._path.stat().st_mtime_ns
-
-    def gate_key_of(self, site: str) -> str:
-        """Return the raw Ed25519 public key of a site's gate, in base64.
-
-        Raises:
-            EnrolmentError: the site has sent none.
-        """
-        key = self.entry(site).gate_key
-        if key is None:
-            raise EnrolmentError(f"Site {site} has not enrolled: there is no key of its gate.")
-        return key
 
     def invite(self, site: str, *, token: str) -> None:
         """Expect a site to enrol with a token; what it was invited with before is void.

@@ -13,8 +13,8 @@
         aggregator.key   Ed25519, PEM: signs receipts; ``.pub``, in base64, is beside it
     bundles/         a join bundle for each invited site, to be handed over
     sites/           who may take part, a file a site
-    runs/            run folders
-    state/           SuperLink's database and secret, Flower's home
+    runs/            run folders, and receipts of the sites' ledgers
+    state/           SuperLink's database and secret, Flower's home, receipts of evidence
     logs/
 
 Its owner alone can enter it; private keys and secrets are for their owner alone, too.
@@ -79,6 +79,16 @@ class ServerFolder:
     def state(self) -> Path:
         """What Flower's processes keep."""
         return self.path / "state"
+
+    @property
+    def evidence_receipts(self) -> Path:
+        """How far each site's evidence log was seen to come, a file a site."""
+        return self.state / "evidence"
+
+    @property
+    def ledger_receipts(self) -> Path:
+        """How far each site's privacy ledger was seen to come, where ``Receipts.of`` keeps it."""
+        return self.runs / "receipts"
 
     @property
     def superlink_database(self) -> Path:

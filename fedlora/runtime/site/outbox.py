@@ -13,13 +13,18 @@ from flwr.app import Message
 from fedlora.adapter import AdapterSpec
 from fedlora.atomic import storage_errors
 from fedlora.errors import StorageError
+from fedlora.gate import chain
 from fedlora.runtime import records
 from fedlora.runtime.site.asked import recipe_of
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.spool import Spool
 
-_KEEP = 3
-"""Rounds that may be asked for again."""
+_KEEP = chain.KEEP + 1
+"""Rounds whose answers are kept.
+
+The chain lets the adapters of its last rounds come again: by each of them the evaluation of its own
+round and the training of the next can be asked for.
+"""
 
 _COPIES, _FLOAT32, _MARGIN = 3, 4, 2**20
 """Of an adapter's values: in the outbox, in the error feedback, and beside what one replaces.

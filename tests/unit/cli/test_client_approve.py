@@ -13,6 +13,9 @@ from fedlora.gate.policy import Policy
 from fedlora.recipe import Recipe
 from fedlora.runtime.client.approvals import Approvals
 from fedlora.runtime.client.folder import SiteFolder
+from fedlora.runtime.enrolment import JoinBundle
+from fedlora.runtime.server.configuration import Configuration
+from fedlora.runtime.server.installation import install
 from tests.strategies import make_spec
 
 ASKED = Recipe.from_yaml("privacy: {unit: none}\ndatasets: [{path: a.jsonl, site: north}]\n")
@@ -22,22 +25,30 @@ app.command()(client_approve.approve)
 app.command()(client_approve.runs)
 
 
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> str:
+    """What a site that has enrolled keeps of its join bundle."""
+    path = tmp_path_factory.mktemp("aggregator") / "folder"
+    made = install(path, Configuration.of(["fl.example"]), sites=["north"])
+    return JoinBundle.read(made.bundle("north")).without_token().to_yaml()
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, bundle):
     """A site that one run has asked."""
     monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     site = SiteFolder(tmp_path)
     site.configuration.write_text("site: north\ndata: [{path: rows.jsonl}]\npolicy: {}\n")
     site.credentials.mkdir()
-    site.join.write_text("aggregator: fl.example:9443\n")
+    site.join.write_text(bundle)
     with pytest.raises(PolicyError, match="waits"):
         approvals_of(site).require("run-1", ASKED, spec=make_spec(), policy=Policy())
     return site
 
 
 def approvals_of(site: SiteFolder) -> Approvals:
-    return Approvals(site.gate / "approvals")
+    return Approvals(site.approvals)
 
 
 def call(site: SiteFolder, *arguments: str, typed: str = "") -> str:

@@ -25,7 +25,7 @@ def site(tmp_path) -> Site:
 def new_receipts(site, tmp_path) -> Callable[[], EvidenceReceipts]:
     """Return the aggregator's receipts as one that is started anew has them."""
     return lambda: EvidenceReceipts(
-        tmp_path / "receipts", signer=site.aggregator, gates={"north": site.gate.public}
+        tmp_path / "receipts", signer=site.aggregator, gates=lambda: {"north": site.gate.public}
     )
 
 
@@ -110,6 +110,15 @@ def test_a_site_without_a_gate_has_no_evidence(new_receipts, tmp_path):
     assert receipts.sent_to(["simulated"]) == {}
     receipts.take("simulated", records.reply({}))
     assert not (Path(tmp_path) / "receipts").exists()
+
+
+def test_a_site_that_is_admitted_while_a_run_goes_on_gets_receipts(site, tmp_path):
+    """Its gate would refuse an instruction that brings none."""
+    gates = {}
+    receipts = EvidenceReceipts(tmp_path / "r", signer=site.aggregator, gates=lambda: gates)
+    assert receipts.sent_to(["north"]) == {}
+    gates["north"] = site.gate.public
+    exchange(receipts, site, site.log())
 
 
 def test_a_first_receipt_is_of_an_empty_log(site, new_receipts):

@@ -221,6 +221,32 @@ def test_what_was_answered_leaves_again_byte_by_byte(at):
     assert len(set(released)) == 1
 
 
+@pytest.mark.parametrize("numbers", [range(1, 5), range(1, 10, 4)], ids=["all", "every fourth"])
+def test_nothing_is_worked_on_twice_however_old_the_question(tmp_path, numbers):
+    """Fresh noise would be charged anew: what is not answered as before is refused as too old.
+
+    Also to a site that takes part now and then.
+    """
+    longer = RECIPE.federation.model_copy(update={"rounds": 9, "evaluate_every": 1})
+    recipe = RECIPE.model_copy(update={"federation": longer})
+    with gated(tmp_path / "site", recipe, POLICY, work=work) as site:
+        initial = site.initial(recipe)
+
+        def ask(kind: str, number: int) -> None:
+            rounds = number - (kind == "train")
+            values = initial.values + 1e-3 * rounds if rounds else initial.values
+            state = replace(initial, values=values)
+            site.gate.answer(site.instruction(kind, number=number, state=state))
+
+        past: list[tuple[str, int]] = []
+        for number in numbers:
+            for question in (("train", number), ("evaluate", number)):
+                for each in (question, *past):
+                    ask(*each)
+                past.append(question)
+                assert len(site.trainer.recipes) == len(past)
+
+
 @pytest.mark.parametrize(("kind", "number"), [("train", 0), ("train", 4), ("evaluate", 9)])
 def test_a_round_that_is_not_planned_leaves_no_trace_in_the_chain(at, kind, number):
     """An adapter for it must not become what later ones are held against."""

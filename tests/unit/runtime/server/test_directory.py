@@ -37,7 +37,7 @@ def test_a_site_goes_from_invited_to_revoked(directory):
     directory.admit("bank", expected=sent.fingerprint, node_id=7)
     assert directory.admitted() == {7: "bank"}
     assert directory.admitted_keys() == {sent.node_key: "bank"}
-    assert directory.gate_key_of("bank") == sent.gate_key
+    assert directory.gates()["bank"].text == sent.gate_key
     assert directory.enrol(asks) == "admitted"
     directory.revoke("bank", reason="left")
     assert directory.admitted() == directory.admitted_keys() == {}
@@ -109,8 +109,6 @@ def test_an_unknown_or_damaged_site_is_told(directory, tmp_path):
     """The error says what to do."""
     with pytest.raises(EnrolmentError, match="fedlora server invite nobody"):
         directory.entry("nobody")
-    with pytest.raises(EnrolmentError, match="has not enrolled"):
-        directory.gate_key_of("bank")
     (tmp_path / "sites" / "bank.json").write_text("{")
     with pytest.raises(EnrolmentError, match="damaged"):
         directory.admitted()
