@@ -75,7 +75,11 @@ class Bounds(Section):
     objectives: Annotated[tuple[Literal["sft"], ...], Field(strict=False, min_length=1)] = ("sft",)
     """What may be learned from rows; recipes have no other objective yet."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
-    """At most."""
+    """At most, like the three that follow: together they bound what a step can do."""
+    scaling: Annotated[float, Field(gt=0)] = 16
+    """``lora_alpha / lora_r``."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 10
+    weight_decay: Annotated[float, Field(ge=0)] = 1
     batch_size: Range = Range(min=8, max=1024)
     """Examples behind one optimiser step: gradients of few of them can be inverted."""
     local_steps: Count = 200
@@ -114,6 +118,9 @@ class Bounds(Section):
         federation, size, held_out = recipe.federation, self.batch_size, self.val_set_size
         for key, most, asked in (
             ("learning_rate", self.learning_rate, recipe.learning_rate),
+            ("scaling", self.scaling, recipe.lora_alpha / recipe.lora_r),
+            ("max_grad_norm", self.max_grad_norm, recipe.max_grad_norm),
+            ("weight_decay", self.weight_decay, recipe.weight_decay),
             ("local_steps", self.local_steps, federation.local_steps),
             ("rounds", self.rounds, federation.rounds),
             ("sequence_len", self.sequence_len, recipe.sequence_len),

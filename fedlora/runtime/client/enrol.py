@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
-from fedlora.gate.evidence.signing import new_key
+from fedlora.gate.evidence.signing import Signer, new_key
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import EnrolmentRequest, JoinBundle, State, post
 
@@ -88,6 +88,8 @@ def enrol(path: Path, folder: SiteFolder, *, offline: bool = False) -> Enrolment
     if bundle.token is None:
         raise EnrolmentError(f"{path}: token is missing: this bundle has been used.")
     _make_folders(folder)
+    _make_node_key(folder.node_key)
+    new_key(folder.gate_key)
     request = request_of(folder, bundle.site).model_copy(update={"token": bundle.token})
     carried = _written(folder, request) if offline else None
     state = None if offline else post(request, bundle)
@@ -103,13 +105,12 @@ def enrol(path: Path, folder: SiteFolder, *, offline: bool = False) -> Enrolment
 
 
 def request_of(folder: SiteFolder, site: str) -> EnrolmentRequest:
-    """Return the request with a site's public keys, without a token; keys not there are made.
+    """Return the request with a site's public keys, without a token.
 
     Raises:
-        EnrolmentError: a key is broken.
-        StorageError: it cannot be written.
+        EnrolmentError: a key is missing or broken.
     """
-    node, gate = _node_key(folder.node_key), new_key(folder.gate_key)
+    node, gate = _node_key(folder.node_key), Signer.load(folder.gate_key).public
     return EnrolmentRequest(
         site=site,
         node_key=node.public_key().public_bytes(*_OPENSSH).decode(),
@@ -147,16 +148,19 @@ def _make_folders(folder: SiteFolder) -> None:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Return the key at ``path``, made if there is none."""
+def _make_node_key(path: Path) -> None:
+    """Make the key at ``path`` unless there is one, and its public half beside it."""
     if not path.exists():
         made = ec.generate_private_key(ec.SECP384R1())
         atomic.write_secret(path, made.private_bytes(_PEM, _OPENSSH_PRIVATE, _PLAIN))
+    public = _node_key(path).public_key().public_bytes(*_OPENSSH)
+    atomic.write_file(_public(path), public, b"\n")
+
+
+def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = _read(path, serialization.load_ssh_private_key)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise _broken(path)
-    public = key.public_key().public_bytes(*_OPENSSH)
-    atomic.write_file(_public(path), public, b"\n")
     return key
 
 

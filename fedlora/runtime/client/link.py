@@ -13,7 +13,16 @@ from pathlib import Path
 
 from flwr.app import Message, MessageType
 
-from fedlora.errors import FedloraError, InspectionError, RunError, WireError
+from fedlora.errors import (
+    AdapterError,
+    BaseModelError,
+    DataError,
+    FedloraError,
+    InspectionError,
+    RecipeError,
+    RunError,
+    WireError,
+)
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.ledger import Purpose
 from fedlora.recipe import Recipe
@@ -33,7 +42,12 @@ from fedlora.runtime.client.frames import (
 from fedlora.runtime.client.probes import Report
 from fedlora.runtime.site.budget import Charger, Draw, charged
 
-_ERRORS = {kind.__name__: kind for kind in FedloraError.__subclasses__()}
+_NAMES = frozenset(kind.__name__ for kind in FedloraError.__subclasses__())
+_ERRORS = {
+    kind.__name__: kind for kind in (AdapterError, BaseModelError, DataError, RecipeError, RunError)
+}
+"""Errors that a trainer may name. None of them lets the aggregator ask again: a trainer that could
+say so would have a round charged as often as it likes."""
 
 
 class TrainerLostError(RunError):
@@ -215,7 +229,7 @@ def _planned(question: Ask, recipe: Recipe) -> Charge:
 
 def _error(failure: Failure) -> FedloraError:
     """Return what the trainer says went wrong, in letters that can be printed."""
-    kind = _ERRORS.get(failure.error)
-    if kind is None:
+    if failure.error not in _NAMES:
         return InspectionError(f"The trainer failed with {failure.error!r}, which is no error.")
+    kind = _ERRORS.get(failure.error, RunError)
     return kind("".join(sign if sign.isprintable() else " " for sign in failure.text))

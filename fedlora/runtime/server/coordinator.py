@@ -5,6 +5,7 @@ attempt at a fedlora run, is itself the executor of its ServerApp, and goes on f
 checkpoint. A run that cannot go on pauses with its reason and is tried again.
 """
 
+import logging
 import re
 import signal
 import sys
@@ -92,6 +93,9 @@ class Coordinator:
             reason = str(error) or type(error).__name__
             self.runs.note(run, "paused", reason=reason)
             log.warn("run pauses", run=run.name, reason=reason)
+        except Exception as error:  # whatever it is, it must not keep other runs from playing
+            logging.getLogger(__name__).exception("run fails")
+            self.runs.note(run, "paused", reason=f"{type(error).__name__}; the log says more.")
         else:
             self.runs.note(run, "finished")
             log.say("run finished", run=run.name, release=str(run.release))

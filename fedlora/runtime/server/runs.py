@@ -46,16 +46,14 @@ class Standing:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what ``json`` of its fields was written to a file; a run just begun has none."""
+        """Read what ``json`` of its fields was written to a file; a run just begun has none.
+
+        One that is damaged holds nothing that the run needs: it goes on from its last checkpoint.
+        """
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (OSError, ValueError, TypeError):
             return cls(state="waiting")
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(
-                f"{path}: where the run stands cannot be read ({error}). Delete the file: the run "
-                "goes on from its last checkpoint."
-            ) from None
 
 
 class Runs:
@@ -127,11 +125,7 @@ class Runs:
         return None
 
     def standing(self, run: RunFolder) -> Standing:
-        """Return where a run stands.
-
-        Raises:
-            RunError: its file is damaged.
-        """
+        """Return where a run stands."""
         return Standing.read(run.path / "standing.json")
 
     def note(self, run: RunFolder, state: State, *, reason: str = "") -> None:
