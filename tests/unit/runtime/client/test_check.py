@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 
+from fedlora.gate.evidence.signing import new_key
 from fedlora.runtime.client import check
 from fedlora.runtime.client.connection import AHEAD_S, BEHIND_S
-from fedlora.runtime.client.enrol import request_of
+from fedlora.runtime.client.enrol import _make_node_key
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.status import _refusal
 from fedlora.runtime.enrolment import JoinBundle
@@ -39,7 +40,8 @@ def test_keys_that_others_can_read_are_no_secret(tmp_path: Path) -> None:
     """The command that mends it is told."""
     folder = SiteFolder(tmp_path)
     folder.credentials.mkdir(mode=0o700)
-    request_of(folder, "north")
+    _make_node_key(folder.node_key)
+    new_key(folder.gate_key)
     join = JoinBundle.model_construct(site="north")
 
     assert check._keys(folder, join)[0] == "ok"
