@@ -7,6 +7,7 @@ import typer
 
 from fedlora.cli import server_runs
 from fedlora.cli.arguments import ServerDir
+from fedlora.cli.server_runs import opened
 
 if TYPE_CHECKING:
     from fedlora.runtime.server.directory import Entry
@@ -61,7 +62,7 @@ def invite(site: Site, folder: ServerDir = Path()) -> None:
     """
     from fedlora.runtime.server.bundle import invite as invite_site
 
-    _print_invitation(invite_site(_opened(folder), site), site=site)
+    _print_invitation(invite_site(opened(folder), site), site=site)
 
 
 @app.command()
@@ -93,13 +94,13 @@ def admit(
     from fedlora.runtime.server import admission
     from fedlora.runtime.server.directory import Directory
 
-    opened = _opened(folder)
+    aggregator = opened(folder)
     if request:
         asked = EnrolmentRequest.from_json(request.read_bytes())
         _require_same(site, asked.site, path=request)
-        Directory(opened).enrol(asked)
-    compared = fingerprint or _compared(Directory(opened).entry(site))
-    node_id = admission.admit(opened, site, fingerprint=compared)
+        Directory(aggregator).enrol(asked)
+    compared = fingerprint or _compared(Directory(aggregator).entry(site))
+    node_id = admission.admit(aggregator, site, fingerprint=compared)
     typer.echo(f"Site {site} is admitted, as node {node_id}.")
 
 
@@ -112,7 +113,7 @@ def revoke(
     """Refuse a site from now on. Needs a running aggregator."""
     from fedlora.runtime.server import admission
 
-    admission.revoke(_opened(folder), site, reason=reason)
+    admission.revoke(opened(folder), site, reason=reason)
     typer.echo(
         f"Site {site} is revoked. To let it in again, invite it anew; it must make new keys."
     )
@@ -126,11 +127,11 @@ def list_sites(folder: ServerDir = Path()) -> None:
 
     from fedlora.runtime.server.directory import Directory
 
-    opened = _opened(folder)
+    aggregator = opened(folder)
     table = Table("site", "state", "fingerprint", box=None, header_style="bold", pad_edge=False)
     table.add_column("node", justify="right")
     table.add_column("since (UTC)")
-    for entry in Directory(opened).entries():
+    for entry in Directory(aggregator).entries():
         node = "" if entry.node_id is None else str(entry.node_id)
         state = f"{entry.state} ({entry.reason})" if entry.reason else entry.state
         since = entry.since[:16].replace("T", " ")
@@ -138,7 +139,7 @@ def list_sites(folder: ServerDir = Path()) -> None:
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, Console(width=1000).measure(table).maximum)
     console.print(table)
-    _warn_of_expiry(opened)
+    _warn_of_expiry(aggregator)
 
 
 @app.command()
@@ -153,21 +154,11 @@ def renew(
     """Make new server certificates. Sites need nothing: the CA that they trust stays the same."""
     from fedlora.runtime.server.installation import renew as renew_certificates
 
-    renew_certificates(_opened(folder), days=days, ca_key=ca_key)
+    renew_certificates(opened(folder), days=days, ca_key=ca_key)
     typer.echo(
         f"New certificates, good for {days} days. They are used from the next start: end fedlora "
         "server start by Ctrl-C or SIGTERM, then start it again."
     )
-
-
-def _opened(path: Path) -> "ServerFolder":
-    """Return an aggregator's folder, once it is known to be one."""
-    from fedlora.runtime.server.configuration import Configuration
-    from fedlora.runtime.server.folder import ServerFolder
-
-    folder = ServerFolder(path.resolve())
-    Configuration.read(folder.configuration)
-    return folder
 
 
 def _print_invitation(bundle: Path, *, site: str) -> None:

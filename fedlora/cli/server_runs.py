@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.cli.arguments import ServerDir, recipe_of
+from fedlora.errors import RunError
 
 if TYPE_CHECKING:
     from fedlora.runtime.server.folder import ServerFolder
@@ -21,7 +22,7 @@ def start(folder: ServerDir = Path()) -> None:
     """
     from fedlora.runtime.server.start import start as run_all
 
-    run_all(_opened(folder))
+    run_all(opened(folder))
 
 
 def run(
@@ -43,7 +44,10 @@ def stop(name: Run, folder: ServerDir = Path()) -> None:
 def resume(name: Run, folder: ServerDir = Path()) -> None:
     """Let a run go on that was stopped, or that pauses, now rather than when it is due."""
     runs = _runs(folder)
-    runs.want(runs.open(name), "playing")
+    known = runs.open(name)
+    if runs.standing(known).state == "finished":
+        raise RunError(f"{name} is finished: {known.release} holds what it published.")
+    runs.want(known, "playing")
     typer.echo(f"{name} goes on when its turn comes: fedlora server status")
 
 
@@ -51,11 +55,12 @@ def status(folder: ServerDir = Path()) -> None:
     """Show the aggregator's processes, sites and runs. Exits with 1 unless all processes run."""
     from fedlora.cli.server_status import print_status
 
-    if not print_status(_opened(folder)):
+    if not print_status(opened(folder)):
         raise typer.Exit(1)
 
 
-def _opened(path: Path) -> "ServerFolder":
+def opened(path: Path) -> "ServerFolder":
+    """Return an aggregator's folder, once it is known to be one."""
     from fedlora.runtime.server.configuration import Configuration
     from fedlora.runtime.server.folder import ServerFolder
 
@@ -67,4 +72,4 @@ def _opened(path: Path) -> "ServerFolder":
 def _runs(path: Path) -> "Runs":
     from fedlora.runtime.server.runs import Runs
 
-    return Runs(_opened(path).runs)
+    return Runs(opened(path).runs)

@@ -56,6 +56,7 @@ def main() -> None:
     child = os.fork()
     if child:
         sys.exit(_watched(child))
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also while the rest is made ready
     os.setsid()
     _unshare(_CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS)
     _enter_new_root(wanted)

@@ -41,6 +41,7 @@ from fedlora.runtime.site.mods import (
 )
 from fedlora.runtime.site.outbox import require_room
 from fedlora.wire.codec import decode_state
+from fedlora.wire.encodings import encoded_size
 
 _log = logging.getLogger(__name__)
 
@@ -184,6 +185,9 @@ class Gatekeeper:
         at_site(recipe, self.configuration)  # the base is here, too
         require_planned(recipe, kind, envelope.round)
         policy.require_now(datetime.now().astimezone())
+        if kind == "train":  # before anything is charged, and the loss of encoding kept
+            sent = records.envelope_of_update(envelope, recipe, asked.site).spec
+            self._require_room(encoded_size(sent, recipe.wire.codec), asked)
         self.approvals.require(run, recipe, spec=spec, policy=policy)
         state = decode_state(
             records.unpack(message.content),
@@ -207,15 +211,19 @@ class Gatekeeper:
             require_room(self.evidence.folder, asked.envelope.spec)
             return self.trainer.ask(message, recipe=recipe, site=asked.site)
 
-        policy = self.configuration.policy
-        reply = guarded(ask, [receipted, resend, gate(policy)])(message, self.context)
+        guards = [receipted, resend, gate(self.configuration.policy)]
+        reply = guarded(ask, guards)(message, self.context)
+        self._require_room(records.digests_of(reply.content).size, asked)
+        return reply
+
+    def _require_room(self, size: int, asked: Asked) -> None:
+        """Do nothing if the policy lets so many more bytes leave."""
         today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
-        policy.require_room(
-            records.digests_of(reply.content).size,
+        self.configuration.policy.require_room(
+            size,
             sent_in_round=self.evidence.bytes_released(asked.envelope.run, asked.envelope.round),
             sent_today=self.evidence.bytes_released_since(today),
         )
-        return reply
 
     def _wait(self) -> None:
         """Wait for the time at which something may leave, be it an answer or an error."""
