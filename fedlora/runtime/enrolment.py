@@ -83,6 +83,12 @@ class JoinBundle(Section):
             certificate = x509.load_pem_x509_certificate(self.ca_certificate.encode())
         except ValueError:
             raise ValueError("ca_certificate is not a certificate in PEM") from None
+        pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        if self.ca_certificate.strip() != pem.strip():
+            raise ValueError(
+                "ca_certificate is to be one certificate in PEM and nothing else; what stands "
+                "beside it would be trusted without being in ca_fingerprint"
+            )
         if certificate_fingerprint(certificate) != self.ca_fingerprint:
             raise ValueError("ca_fingerprint is not the SHA-256 of ca_certificate")
         return self

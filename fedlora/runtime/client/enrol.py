@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -58,14 +57,7 @@ def read_bundle(path: Path) -> JoinBundle:
             f"{path}: there is a private key in it. A bundle never holds one, and a key that was "
             "sent is no longer one site's own. Ask the aggregator's operator what this is."
         )
-    bundle = JoinBundle.read(path)
-    certificate = x509.load_pem_x509_certificate(bundle.ca_certificate.encode())
-    if bundle.ca_certificate.strip() != _pem(certificate):
-        raise EnrolmentError(
-            f"{path}: ca_certificate is to be one certificate in PEM and nothing else; what stood "
-            "beside it would be trusted without being in ca_fingerprint."
-        )
-    return bundle
+    return JoinBundle.read(path)
 
 
 def enrol(path: Path, folder: SiteFolder, *, offline: bool = False) -> Enrolment:
@@ -180,10 +172,6 @@ def _broken(path: Path) -> EnrolmentError:
 
 def _public(path: Path) -> Path:
     return path.with_name(f"{path.name}.pub")
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(_PEM).decode().strip()
 
 
 def _write_example(folder: SiteFolder, site: str) -> None:

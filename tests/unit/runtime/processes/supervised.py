@@ -90,6 +90,17 @@ def supervised(folder: Path, *services: dict[str, Any]) -> Iterator[Supervised]:
         process.communicate(timeout=30)
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started, and that have not ended."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def written(path: Path) -> str:
+    """Return what a file says: nothing before a whole line is there."""
+    said = path.read_text() if path.exists() else ""
+    return said if said.endswith("\n") else ""
+
+
 def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
     """Wait until ``condition`` holds."""
     end = time.monotonic() + seconds

@@ -7,7 +7,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +15,14 @@ import pytest
 from fedlora.runtime.processes import launcher
 from fedlora.runtime.processes.service_state import Process, ServiceState, Supervision
 from fedlora.runtime.processes.supervisor import _listen, services_file
-from tests.unit.runtime.processes.supervised import shell, start, supervised, wait_for
+from tests.unit.runtime.processes.supervised import (
+    children_of,
+    shell,
+    start,
+    supervised,
+    wait_for,
+    written,
+)
 
 NOBODY = 65534
 
@@ -65,11 +71,11 @@ def test_a_program_that_is_not_there_stops_nothing_else(tmp_path: Path) -> None:
 
 def test_services_stop_in_reverse_order(tmp_path: Path) -> None:
     """The last one first, each asked kindly, and the next only when it has ended."""
-    script = "trap 'sleep 0.2; echo {} >> $OUT/ends; exit' TERM; while :; do sleep 0.05; done"
-    with supervised(tmp_path, *(shell(n, script.format(n)) for n in ("a", "b", "c"))) as it:
+    trap = "trap 'sleep 0.2; echo {0} >> $OUT/ends; exit' TERM; echo set > $OUT/{0}; "
+    script = trap + "while :; do sleep 0.05; done"
+    with supervised(tmp_path, *(shell(n, script.format(n)) for n in "abc")) as it:
         for name in "abc":
-            it.running(name)
-        time.sleep(0.3)  # the shells have set their traps
+            wait_for(lambda set_by=tmp_path / name: written(set_by))
         it.stop()
 
         assert it.process.returncode == 0
@@ -83,7 +89,7 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
         tmp_path, shell("deaf", "trap '' TERM; sleep 100 & echo $! > $OUT/child; sleep 101")
     ) as it:
         pid = it.running("deaf")
-        wait_for((tmp_path / "child").exists)
+        wait_for(lambda: written(tmp_path / "child"))
         it.stop()
 
     assert not alive(pid)
@@ -229,7 +235,8 @@ def test_a_suspended_service_is_started_again(tmp_path: Path) -> None:
     """SIGSTOP, to it or to a process that it started, does not stop the service for good."""
     with supervised(tmp_path, shell("frozen", "sleep 100; true", patience=1.5)) as it:
         pid = it.running("frozen")
-        child = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        wait_for(lambda: children_of(pid))
+        [child] = children_of(pid)
         os.kill(child, signal.SIGSTOP)
         wait_for(lambda: it.service("frozen").restarts == 1)
 
@@ -241,8 +248,7 @@ def test_a_service_gets_its_own_environment_only(tmp_path: Path) -> None:
     """What the supervisor's environment holds does not reach a service."""
     os.environ["A_SECRET"] = "seen"
     try:
-        with supervised(tmp_path, shell("a", "env > $OUT/env; sleep 100")) as it:
-            it.running("a")
+        with supervised(tmp_path, shell("a", "env > $OUT/e; mv $OUT/e $OUT/env; sleep 100")):
             wait_for((tmp_path / "env").exists)
     finally:
         del os.environ["A_SECRET"]
@@ -271,11 +277,9 @@ def test_a_full_disk_does_not_end_the_supervisor(tmp_path: Path) -> None:
         pid = it.running("a")
         resource.prlimit(it.process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         os.kill(pid, signal.SIGKILL)
-        time.sleep(3)
 
+        wait_for(lambda: children_of(it.process.pid) not in ([], [pid]))
         assert it.process.poll() is None
-        children = Path(f"/proc/{it.process.pid}/task/{it.process.pid}/children").read_text()
-        assert children.split() not in ([], [str(pid)])
         resource.prlimit(it.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         assert any("cannot be written" in line["event"] for line in it.stop())
 
