@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedlora.errors import StorageError
@@ -32,10 +32,16 @@ def write_secret(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the file cannot be written; nothing half-written stays.
     """
-    with storage_errors(path):
-        with _beside(path, [content], mode=0o600) as temporary, suppress(FileExistsError):
-            os.link(temporary, path)  # unlike to rename, it fails where there is one
-        _sync_folder(path.parent)
+    _create(path, content, mode=0o600)
+
+
+def create_file(path: Path, content: bytes) -> bool:
+    """Write a file unless there is one; tell whether it was written: of several, the first is.
+
+    Raises:
+        StorageError: the file cannot be written; nothing half-written stays.
+    """
+    return _create(path, content, mode=0o666 & ~_UMASK)
 
 
 @contextmanager
@@ -95,6 +101,17 @@ def storage_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}). "
             "Make room there or choose a folder that you may write to, then run again."
         ) from error
+
+
+def _create(path: Path, content: bytes, *, mode: int) -> bool:
+    with storage_errors(path):
+        with _beside(path, [content], mode=mode) as temporary:
+            try:
+                os.link(temporary, path)  # unlike to rename, it fails where there is one
+            except FileExistsError:
+                return False
+        _sync_folder(path.parent)
+        return True
 
 
 @contextmanager

@@ -14,6 +14,7 @@
     ├── EvidenceError      the evidence log is not whole, or not what was written
     ├── EnrolmentError     a site is not admitted, or a bundle or key is not the one expected
     ├── BudgetError        a privacy budget does not allow what is asked, or its ledger is not whole
+    ├── ReleaseError       a release or index is not what was signed, not there, or not to be used
     ├── RunError           a run cannot start, go on, or be resumed
     └── StorageError       a file cannot be written: no permission, no space
 
@@ -68,6 +69,10 @@ class EnrolmentError(FedloraError):
 
 class BudgetError(FedloraError):
     """A privacy budget does not allow what is asked, or its ledger is not whole."""
+
+
+class ReleaseError(FedloraError):
+    """A release or an index is not what was signed, not there, or not to be used."""
 
 
 class RunError(FedloraError):

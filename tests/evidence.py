@@ -17,8 +17,8 @@ from fedlora.gate.evidence.entries import (
 )
 from fedlora.gate.evidence.log import EvidenceLog
 from fedlora.gate.evidence.pack import Pack, export
-from fedlora.gate.evidence.signing import Signer
 from fedlora.gate.evidence.statements import Receipt
+from fedlora.signing import Signer
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 POLICY, RECIPE = "policy: {}\n", "name: demo\n"

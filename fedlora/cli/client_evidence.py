@@ -9,9 +9,9 @@ import typer
 from fedlora.cli.arguments import SiteDir
 
 if TYPE_CHECKING:
-    from fedlora.gate.evidence.signing import PublicKey
     from fedlora.gate.evidence.verification import Findings
     from fedlora.runtime.reports.evidence import Line
+    from fedlora.signing import PublicKey
 
 app = typer.Typer(
     help="Read, verify and export the evidence of what came in and what left.",
@@ -64,8 +64,8 @@ def verify(
     Names the first entry that is broken; exit code 1 then.
     """
     from fedlora.errors import EvidenceError
-    from fedlora.gate.evidence.signing import PublicKey
     from fedlora.gate.evidence.verification import proven, unproven
+    from fedlora.signing import PublicKey
 
     gate = PublicKey.read(gate_key) if gate_key else None
     aggregator = PublicKey.read(aggregator_key) if aggregator_key else None
@@ -103,10 +103,10 @@ def export(
     """
     from fedlora.gate.evidence import pack
     from fedlora.gate.evidence.log import EvidenceLog
-    from fedlora.gate.evidence.signing import PublicKey, Signer
     from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.enrolment import JoinBundle
     from fedlora.runtime.reports.evidence import page_of
+    from fedlora.signing import PublicKey, Signer
 
     folder = SiteFolder(path)
     bundle = JoinBundle.read(folder.join)
@@ -128,10 +128,10 @@ def export(
 def _verified_site(
     path: Path, *, gate: "PublicKey | None" = None, aggregator: "PublicKey | None" = None
 ) -> "Findings":
-    from fedlora.gate.evidence.signing import PublicKey
     from fedlora.gate.evidence.verification import verify_log
     from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.enrolment import JoinBundle
+    from fedlora.signing import PublicKey
 
     folder = SiteFolder(path)
     bundle = JoinBundle.read(folder.join)

@@ -22,11 +22,11 @@ from fedlora.cli.simulate import DEMO
 from fedlora.document import write_yaml
 from fedlora.gate.evidence.entries import Logged, Received, Released
 from fedlora.gate.evidence.log import EvidenceLog
-from fedlora.gate.evidence.signing import Signer
 from fedlora.recipe import Recipe, read_recipe
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import ENROL_PATH, JoinBundle
 from fedlora.runtime.server.configuration import Configuration
+from fedlora.signing import Signer
 from simulations.benchmarks.measure import Bar
 from simulations.benchmarks.traffic import Exchange, explain, show
 from simulations.loopback import Loopback

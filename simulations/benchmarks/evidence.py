@@ -20,9 +20,9 @@ from flwr.app import RecordDict
 from fedlora.adapter import AdapterState
 from fedlora.gate.evidence.entries import Decided, Received, Released
 from fedlora.gate.evidence.log import EvidenceLog
-from fedlora.gate.evidence.signing import Signer, new_key
 from fedlora.gate.evidence.statements import Receipt
 from fedlora.runtime import records
+from fedlora.signing import Signer, new_key
 from fedlora.wire.codec import Envelope, decode_state, encode_state, encode_update
 from simulations.benchmarks import capture
 from simulations.benchmarks.measure import compare, interleaved, report

@@ -16,7 +16,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlora.adapter import AdapterState
 from fedlora.gate.chain import AdapterChain
 from fedlora.gate.evidence.log import EvidenceLog
-from fedlora.gate.evidence.signing import Signer
 from fedlora.gate.evidence.statements import Receipt
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
@@ -28,6 +27,7 @@ from fedlora.runtime.lock import spec_of
 from fedlora.runtime.site import client
 from fedlora.runtime.site.budget import site_ledger
 from fedlora.runtime.site.memory import FOLDER
+from fedlora.signing import Signer
 from fedlora.wire.codec import Envelope, encode_state
 
 SITE = "north"

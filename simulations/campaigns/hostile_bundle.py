@@ -18,7 +18,6 @@ from flwr.app import Message
 from flwr.cli.build import build_fab_from_files
 
 from fedlora.errors import FedloraError
-from fedlora.gate.evidence.signing import new_key
 from fedlora.runtime.carriers.superlink import carried
 from fedlora.runtime.carriers.supernode import next_instruction
 from fedlora.runtime.carriers.tasks import Endpoint
@@ -30,6 +29,7 @@ from fedlora.runtime.server.control import Control
 from fedlora.runtime.server.folder import ServerFolder
 from fedlora.runtime.server.installation import install
 from fedlora.runtime.server.superlink import superlink_command
+from fedlora.signing import new_key
 from simulations.campaigns.gated_site import SITE, gated
 from simulations.campaigns.hostile_aggregator import policy_of, recipe_of
 from simulations.campaigns.hostile_trainer import Outcome

@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedlora.adapter import AdapterSpec, AdapterState, InspectedUpdate, TensorSpec
-from fedlora.gate.evidence.signing import Signer
 from fedlora.gate.evidence.statements import Receipt
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 from fedlora.runtime.lock import spec_of
+from fedlora.signing import Signer
 from fedlora.wire.codec import Envelope, encode_state, encode_update
 from simulations.campaigns.gated_site import SITE, GatedSite
 from simulations.campaigns.hostile_instructions import Attempts, Send, task

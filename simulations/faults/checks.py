@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from fedlora.adapter import AdapterState
 from fedlora.errors import FedloraError
 from fedlora.gate.evidence.entries import Released
-from fedlora.gate.evidence.signing import PublicKey, Signer
 from fedlora.gate.evidence.verification import Findings, verify_log
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Ledger
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import JoinBundle
 from fedlora.runtime.run_folder import RunFolder
+from fedlora.signing import PublicKey, Signer
 from simulations.faults.one_hot import miscounted
 from simulations.faults.scene import Scene
 

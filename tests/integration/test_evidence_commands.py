@@ -10,10 +10,10 @@ import pytest
 
 from fedlora.cli import client_evidence
 from fedlora.errors import EnrolmentError
-from fedlora.gate.evidence.signing import Signer, new_key
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import JoinBundle, certificate_fingerprint
 from fedlora.runtime.server.authority import Authority
+from fedlora.signing import Signer, new_key
 from tests.evidence import Site, configured, decided, received, refused, signer
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fedlora.chained_file import Head
 from fedlora.errors import EvidenceError
-from fedlora.gate.evidence.signing import PublicKey, Signer, canonical
+from fedlora.signing import PublicKey, Signer, canonical
 
 Purpose = Literal["query", "train", "evaluate"]
 

@@ -28,8 +28,8 @@ from fedlora.gate.evidence.entries import (
     text_of,
     walked,
 )
-from fedlora.gate.evidence.signing import PublicKey, Signer
 from fedlora.gate.evidence.statements import Receipt, SignedHead
+from fedlora.signing import PublicKey, Signer
 
 FILE = "log.sqlite"
 TEXTS = "texts"

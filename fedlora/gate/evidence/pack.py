@@ -15,8 +15,8 @@ from fedlora.errors import EnrolmentError, EvidenceError, StorageError
 from fedlora.gate.evidence.by_hand import README
 from fedlora.gate.evidence.entries import Configured, Decided, Logged, Moved
 from fedlora.gate.evidence.log import TEXTS, EvidenceLog
-from fedlora.gate.evidence.signing import PublicKey
 from fedlora.gate.evidence.statements import SignedHead
+from fedlora.signing import PublicKey
 
 ENTRIES = "entries.jsonl"
 HEAD = "head.json"

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 
 from fedlora import atomic
 from fedlora.chained_file import Head
-from fedlora.gate.evidence.signing import PublicKey, Signer, canonical
 from fedlora.sections import NAME
+from fedlora.signing import PublicKey, Signer, canonical
 
 _TEXTS = {
     "hash": "[0-9a-f]{64}",

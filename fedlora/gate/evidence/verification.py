@@ -13,8 +13,8 @@ from fedlora.errors import EvidenceError
 from fedlora.gate.evidence.entries import Exported, Logged, Receipted, walked
 from fedlora.gate.evidence.log import FILE, LOG, TEXTS
 from fedlora.gate.evidence.pack import ENTRIES, GATE_KEY, HEAD, Pack, named_texts
-from fedlora.gate.evidence.signing import PublicKey
 from fedlora.gate.evidence.statements import Receipt, SignedHead
+from fedlora.signing import PublicKey
 
 _LINE = re.compile(rb'\{"row":([1-9][0-9]{0,17}),"hash":"([0-9a-f]{64})","content":(\{.*\})\}')
 

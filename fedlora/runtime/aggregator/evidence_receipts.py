@@ -6,10 +6,10 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from fedlora.errors import WireError
-from fedlora.gate.evidence.signing import PublicKey, Signer
 from fedlora.gate.evidence.statements import Receipt, SignedHead
 from fedlora.runtime import records
 from fedlora.runtime.aggregator.receipts import Receipts
+from fedlora.signing import PublicKey, Signer
 
 
 class EvidenceReceipts:

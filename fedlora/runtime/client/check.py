@@ -13,7 +13,6 @@ from cryptography import x509
 
 from fedlora.data.formats import read_dataset
 from fedlora.errors import FedloraError
-from fedlora.gate.evidence.signing import PublicKey, Signer
 from fedlora.gate.evidence.verification import verify_log
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
@@ -27,6 +26,7 @@ from fedlora.runtime.client.start import require_enrolled
 from fedlora.runtime.enrolment import JoinBundle, state_of
 from fedlora.runtime.reports.format import counted, size
 from fedlora.sections import Dataset
+from fedlora.signing import PublicKey, Signer
 from fedlora.training.base_model.files import digest, resolve
 
 _SOON = timedelta(days=30)

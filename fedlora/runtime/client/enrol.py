@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
-from fedlora.gate.evidence.signing import Signer, new_key
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import EnrolmentRequest, JoinBundle, State, post
+from fedlora.signing import Signer, new_key
 
 _LARGEST_BUNDLE = 1 << 16
 """Bytes; a bundle has about two thousand."""

@@ -21,7 +21,6 @@ from fedlora.errors import FedloraError, StorageError
 from fedlora.gate.chain import AdapterChain
 from fedlora.gate.evidence.entries import Configured
 from fedlora.gate.evidence.log import EvidenceLog
-from fedlora.gate.evidence.signing import PublicKey, Signer
 from fedlora.runtime.carriers.supernode import next_instruction
 from fedlora.runtime.carriers.tasks import Endpoint
 from fedlora.runtime.client.approvals import Approvals
@@ -36,6 +35,7 @@ from fedlora.runtime.enrolment import JoinBundle
 from fedlora.runtime.processes import log
 from fedlora.runtime.site.budget import charged
 from fedlora.runtime.site.memory import FOLDER
+from fedlora.signing import PublicKey, Signer
 
 _POLL = 0.2
 """Seconds between looks for an instruction."""

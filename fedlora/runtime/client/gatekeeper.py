@@ -24,7 +24,6 @@ from fedlora.errors import (
 from fedlora.gate.chain import AdapterChain, digest_of
 from fedlora.gate.evidence.entries import Decided, Purpose, Received, Refused, Released
 from fedlora.gate.evidence.log import EvidenceLog
-from fedlora.gate.evidence.signing import PublicKey
 from fedlora.gate.inbound import require_adapter
 from fedlora.runtime import records
 from fedlora.runtime.client.approvals import Approvals
@@ -40,6 +39,7 @@ from fedlora.runtime.site.mods import (
     said_of,
 )
 from fedlora.runtime.site.outbox import require_room
+from fedlora.signing import PublicKey
 from fedlora.wire.codec import decode_state
 from fedlora.wire.encodings import encoded_size
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from fedlora.errors import FedloraError
 from fedlora.gate.evidence.entries import Logged
 from fedlora.gate.evidence.log import EvidenceLog
-from fedlora.gate.evidence.signing import Signer
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
 from fedlora.runtime.client.approvals import Approvals
@@ -20,6 +19,7 @@ from fedlora.runtime.client.supernode import REFUSED, TURNED_AWAY
 from fedlora.runtime.enrolment import JoinBundle, state_of
 from fedlora.runtime.processes.service_state import ServiceState, Supervision
 from fedlora.runtime.processes.supervisor import services_file
+from fedlora.signing import Signer
 
 _LAST = 5
 """Entries of the evidence log that are shown."""

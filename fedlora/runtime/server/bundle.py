@@ -7,11 +7,11 @@ from cryptography import x509
 
 from fedlora import atomic
 from fedlora.errors import RunError
-from fedlora.gate.evidence.signing import PublicKey
 from fedlora.runtime.enrolment import JoinBundle, certificate_fingerprint
 from fedlora.runtime.server.configuration import Configuration
 from fedlora.runtime.server.directory import Directory
 from fedlora.runtime.server.folder import ServerFolder
+from fedlora.signing import PublicKey
 
 
 def invite(folder: ServerFolder, site: str) -> Path:

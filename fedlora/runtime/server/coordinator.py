@@ -18,7 +18,6 @@ import httpx
 from flwr.supercore.run import RunNotRunningException
 
 from fedlora.errors import FedloraError, RunError
-from fedlora.gate.evidence.signing import Signer
 from fedlora.runtime.aggregator import directory as aggregator
 from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
@@ -40,6 +39,7 @@ from fedlora.runtime.server.control import Control
 from fedlora.runtime.server.directory import Directory
 from fedlora.runtime.server.folder import ServerFolder
 from fedlora.runtime.server.runs import Runs
+from fedlora.signing import Signer
 
 _POLL = 0.5
 """Seconds between looks for a run, or for the task of one."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from fedlora import atomic
 from fedlora.document import write_yaml
 from fedlora.errors import RunError
-from fedlora.gate.evidence.signing import new_key
 from fedlora.runtime.server.authority import SERVER_DAYS, Authority, KeyPair
 from fedlora.runtime.server.bundle import invite
 from fedlora.runtime.server.configuration import Configuration
 from fedlora.runtime.server.folder import ServerFolder
+from fedlora.signing import new_key
 
 _LOOPBACK = "127.0.0.1", "localhost"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 
-from fedlora.gate.evidence.signing import new_key
 from fedlora.runtime.client import check
 from fedlora.runtime.client.connection import AHEAD_S, BEHIND_S
 from fedlora.runtime.client.enrol import _make_node_key
@@ -14,6 +13,7 @@ from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.status import _refusal
 from fedlora.runtime.enrolment import JoinBundle
 from fedlora.runtime.processes.service_state import ServiceState
+from fedlora.signing import new_key
 
 
 @pytest.mark.parametrize(

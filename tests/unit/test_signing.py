@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedlora.errors import EnrolmentError
-from fedlora.gate.evidence.signing import PublicKey, Signer, canonical, new_key
+from fedlora.signing import PublicKey, Signer, canonical, new_key
 from tests.evidence import signer
 
 

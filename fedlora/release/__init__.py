@@ -1,0 +1,1 @@
+"""Releases: adapters that are published once, signed, and never changed."""

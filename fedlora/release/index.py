@@ -1,0 +1,261 @@
+"""The index of a name: its releases, where its aliases point, and what was revoked.
+
+It is one document with a version and an expiry, signed as a whole: whoever has seen a version takes
+no older one, so that neither an old alias nor a revoked release can be replayed; and whoever keeps
+a reader from newer versions is noticed when the last one expires. The Update Framework has the same
+two rules for its timestamp (theupdateframework.io, specification 1.0.33, section 5.4).
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from fedlora.errors import ReleaseError
+from fedlora.release.manifest import Digest, Time, read_canonical
+from fedlora.release.sealed import INDEX_TYPE, seal, unseal
+from fedlora.sections import Name, Section
+from fedlora.signing import PublicKey, Signer, canonical
+
+LIFETIME = timedelta(days=30)
+"""How long an index is good for."""
+
+_MOST_BEFORE = 20
+"""Releases that an alias remembers; older ones are in older versions of the index."""
+
+Reason = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class Revoked(Section):
+    """That a release is not to be used any more."""
+
+    at: Time
+    reason: Reason
+
+
+class Published(Section):
+    """A release of the name."""
+
+    at: Time
+    revoked: Revoked | None = None
+    collected: Time | None = None
+    """When its files were removed from the store."""
+
+
+class Alias(Section):
+    """Where a moving name points."""
+
+    release: Digest
+    since: Time
+    reason: Reason
+    before: Annotated[tuple[Digest, ...], Field(strict=False)] = ()
+    """Where it pointed before, newest last: what a rollback goes back to."""
+
+
+class Index(Section):
+    """A version of a name's index. A change gives a new version; no version changes."""
+
+    format: Literal["fedlora.index/v1"] = "fedlora.index/v1"
+    name: Name
+    version: Annotated[int, Field(ge=0)]
+    issued: Time
+    expires: Time
+    releases: dict[Digest, Published]
+    """Every release that there ever was."""
+    aliases: dict[Name, Alias]
+
+    @classmethod
+    def empty(cls, name: str, *, now: datetime) -> Self:
+        """Return what the first version of a name's index follows; it is never kept."""
+        return cls(
+            name=name,
+            version=0,
+            issued=stamp(now),
+            expires=stamp(now + LIFETIME),
+            releases={},
+            aliases={},
+        )
+
+    def published(self, release: str, *, now: datetime) -> Self:
+        """Return the next version, with one more release, to which ``latest`` points."""
+        if release in self.releases:
+            return self
+        releases = {**self.releases, release: Published(at=stamp(now))}
+        aliases = self._pointing("latest", release, reason="published", now=now)
+        return self._next(now, releases=releases, aliases=aliases)
+
+    def moved(
+        self, alias: str, release: str, *, expected: str | None, reason: str, now: datetime
+    ) -> Self:
+        """Return the next version, in which an alias points to a release.
+
+        Args:
+            alias: such as ``production``.
+            release: of this index.
+            expected: the release that the alias points to now; None where it is new.
+            reason: why it moves.
+            now: the time.
+
+        Raises:
+            ReleaseError: the alias points elsewhere, or the release cannot be used.
+        """
+        found = self.aliases.get(alias)
+        before = found.release if found else None
+        if before != expected:
+            raise ReleaseError(
+                f"{self.name}@{alias} points to {before and before[:12]}, not to "
+                f"{expected and expected[:12]}: somebody moved it meanwhile. Look again, then "
+                "decide."
+            )
+        self.require_usable(release)
+        aliases = self._pointing(alias, release, reason=reason, now=now)
+        return self._next(now, aliases=aliases)
+
+    def rolled_back(self, alias: str, *, reason: str, now: datetime) -> Self:
+        """Return the next version, in which an alias points where it pointed before.
+
+        What was revoked since is passed over.
+
+        Raises:
+            ReleaseError: there is no such alias, or nothing usable before.
+        """
+        found = self._alias(alias)
+        before = list(found.before)
+        while before and not self.is_usable(before[-1]):
+            before.pop()
+        if not before:
+            raise ReleaseError(f"{self.name}@{alias} has pointed to no usable release before.")
+        to = Alias(release=before.pop(), since=stamp(now), reason=reason, before=tuple(before))
+        return self._next(now, aliases={**self.aliases, alias: to})
+
+    def revoking(self, release: str, *, reason: str, now: datetime) -> Self:
+        """Return the next version, in which a release is revoked; aliases to it give an error.
+
+        Raises:
+            ReleaseError: there is no such release, or it is revoked already.
+        """
+        self.require_usable(release)
+        revoked = Revoked(at=stamp(now), reason=reason)
+        return self._changed(release, now, revoked=revoked)
+
+    def collecting(self, release: str, *, now: datetime) -> Self:
+        """Return the next version, in which a release's files have gone."""
+        return self._changed(release, now, collected=stamp(now))
+
+    def renewed(self, *, now: datetime) -> Self:
+        """Return the next version, which says the same and expires later."""
+        return self._next(now)
+
+    def target(self, alias: str) -> str:
+        """Return the release that an alias points to.
+
+        Raises:
+            ReleaseError: there is no such alias, or the release cannot be used.
+        """
+        found = self._alias(alias)
+        self.require_usable(found.release)
+        return found.release
+
+    def is_usable(self, release: str) -> bool:
+        """Tell whether a release is there, with its files, and not revoked."""
+        found = self.releases.get(release)
+        return found is not None and not found.revoked and not found.collected
+
+    def require_usable(self, release: str) -> None:
+        """Do nothing if a release is there and not revoked.
+
+        Raises:
+            ReleaseError: it is not.
+        """
+        found = self.releases.get(release)
+        if found is None:
+            raise ReleaseError(f"{self.name} has no release {release[:12]}.")
+        if found.revoked:
+            raise ReleaseError(
+                f"{self.name} {release[:12]} was revoked on {found.revoked.at}: "
+                f"{found.revoked.reason}"
+            )
+        if found.collected:
+            raise ReleaseError(
+                f"{self.name} {release[:12]}: its files were removed on {found.collected}."
+            )
+
+    def require_fresh(self, *, now: datetime) -> None:
+        """Do nothing if the index has not expired.
+
+        Raises:
+            ReleaseError: it has; what is newer may be kept from the reader.
+        """
+        if stamp(now) > self.expires:
+            raise ReleaseError(
+                f"{self.name}: the newest index to be had (version {self.version}) expired on "
+                f"{self.expires}. What was published or revoked since is not known. Its publisher "
+                "renews it: fedlora adapters renew."
+            )
+
+    def require_follows(self, before: Self) -> None:
+        """Do nothing if this is the version after ``before``, and loses nothing of it.
+
+        Raises:
+            ReleaseError: it is not.
+        """
+        if (self.name, self.version) != (before.name, before.version + 1):
+            raise ReleaseError(
+                f"{before.name} is at version {before.version}, so that {self.name} version "
+                f"{self.version} does not follow: somebody else was quicker. Try again."
+            )
+        for release, was in before.releases.items():
+            now = self.releases.get(release)
+            if now is None or now.at != was.at or not _keeps(was, now):
+                raise ReleaseError(f"{self.name}: an index never forgets, but {release[:12]}.")
+
+    def seal(self, signer: Signer) -> bytes:
+        """Return the signed envelope."""
+        payload = canonical(self.model_dump(mode="json", exclude_none=True))
+        return seal(payload, INDEX_TYPE, signer=signer)
+
+    @classmethod
+    def unseal(cls, envelope: bytes, *, key: PublicKey, source: str) -> Self:
+        """Return the index that the key's owner has sealed.
+
+        Raises:
+            ReleaseError: it is none, or somebody else's.
+        """
+        payload = unseal(envelope, INDEX_TYPE, key=key, source=source)
+        return read_canonical(cls, payload, source=source, what="an index")
+
+    def _alias(self, alias: str) -> Alias:
+        found = self.aliases.get(alias)
+        if found is None:
+            known = ", ".join(sorted(self.aliases)) or "none"
+            raise ReleaseError(f"{self.name} has no alias {alias}, only: {known}.")
+        return found
+
+    def _pointing(
+        self, alias: str, release: str, *, reason: str, now: datetime
+    ) -> Mapping[str, Alias]:
+        found = self.aliases.get(alias)
+        before = (*found.before, found.release)[-_MOST_BEFORE:] if found else ()
+        to = Alias(release=release, since=stamp(now), reason=reason, before=before)
+        return {**self.aliases, alias: to}
+
+    def _changed(self, release: str, now: datetime, **values: object) -> Self:
+        changed = self.releases[release].model_copy(update=values)
+        return self._next(now, releases={**self.releases, release: changed})
+
+    def _next(self, now: datetime, **values: Mapping[str, object]) -> Self:
+        times = {"issued": stamp(now), "expires": stamp(now + LIFETIME)}
+        return self.model_copy(update={"version": self.version + 1, **times, **values})
+
+
+def stamp(time: datetime) -> str:
+    """Return a time as manifests and indices have it: UTC, to the second."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _keeps(was: Published, now: Published) -> bool:
+    return all(
+        before is None or before == after
+        for before, after in ((was.revoked, now.revoked), (was.collected, now.collected))
+    )

@@ -1,0 +1,201 @@
+"""The manifest of a release: what it is, where it comes from, and what is promised of it."""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError
+
+from fedlora.errors import ReleaseError
+from fedlora.methods import Method, Robust
+from fedlora.sections import Count, Name, Section, Strings
+from fedlora.signing import canonical
+
+MANIFEST = "manifest.json"
+"""Its file in a release's folder."""
+LARGEST_MANIFEST = 2**20
+"""Bytes."""
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""SHA-256 in hexadecimal."""
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$")]
+"""Of a file of a release; a release has no folders."""
+Pseudonym = Annotated[str, Field(pattern="^site-[0-9a-f]{12}$")]
+"""Of a site: the same in all releases of a publisher, and nobody else can tell whose it is."""
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+"""UTC, ISO 8601."""
+_T = TypeVar("_T", bound=Section)
+_NotNegative = Annotated[float, Field(ge=0)]
+
+
+class File(Section):
+    """One file of a release."""
+
+    size: Annotated[int, Field(ge=0)]
+    """Bytes."""
+    sha256: Digest
+
+
+class Base(Section):
+    """The base model that an adapter belongs on."""
+
+    name: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    digest: Digest
+    """Over all that decides tokens and logits; it is the ``base_digest`` of a locked recipe."""
+    weights: Digest | None = None
+    tokenizer: Digest | None = None
+    chat_template: Digest | None = None
+
+
+class Adapter(Section):
+    """The adapter's specification."""
+
+    digest: Digest
+    """Of the whole specification: adapters with the same can be added."""
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)]
+    """The change to a weight is ``alpha / rank · B·A``."""
+    target_modules: Strings
+    modules: Count
+    parameters: Count
+    dtype: Literal["float32"] = "float32"
+
+
+class Quantization(Section):
+    """How the base was held while the adapter was trained."""
+
+    kind: Literal["none", "nf4"] = "none"
+    double_quantization: bool = False
+    compute_dtype: Literal["float32", "bfloat16", "by-device"] = "by-device"
+
+
+class Origin(Section):
+    """The run that made it."""
+
+    run: Name
+    round: Annotated[int, Field(ge=0)]
+    rounds: Count
+    """That the whole run has."""
+    recipe: Digest
+    """SHA-256 of the resolved recipe."""
+    parent: Digest | None = None
+    """The release that it follows, under the same name."""
+
+
+class Cohort(Section):
+    """Who took part."""
+
+    population: Count
+    """Sites of the run."""
+    sites: Annotated[tuple[Pseudonym, ...], Field(strict=False)] | None = None
+    """Whose updates are in it; absent where privacy rests on nobody's knowing that."""
+
+
+class Aggregation(Section):
+    """How the updates became one."""
+
+    method: Method
+    robust: Robust
+    truncation_error: _NotNegative | None = None
+    """Of the last round: what the cut to the rank left out, relative to the norm of the sum."""
+
+
+class Privacy(Section):
+    """What is promised. ε is the largest over all sites."""
+
+    unit: Literal["none", "example", "client"]
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    adjacency: Literal["add-remove", "replace-one"] | None = None
+    accountant: str | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of what one unit adds."""
+    noise_multiplier: _NotNegative | None = None
+    """Standard deviation of the noise over ``clip``; the smallest over all sites."""
+    sampling: Literal["poisson", "fixed-size", "all"] | None = None
+    statement: Strings
+    """The promise in sentences, its assumptions and limits included."""
+
+
+class Loss(Section):
+    """Held-out loss of one text, in nats a token."""
+
+    base: float
+    adapter: float
+
+
+class Evaluation(Section):
+    """How good it is. Under privacy all of it is noised and charged, or on public data."""
+
+    held_out: Loss | None = None
+    """Over the tokens of all sites."""
+    sites: dict[Pseudonym, Loss] | None = None
+    """Of each site; not under privacy."""
+    forgetting: Loss | None = None
+    """On the public text that the recipe names."""
+
+
+class Code(Section):
+    """What made it."""
+
+    fedlora: str
+    torch: str
+
+
+class Manifest(Section):
+    """What a release is; its digest is the release's name that never moves."""
+
+    format: Literal["fedlora.release/v1"] = "fedlora.release/v1"
+    kind: Literal["adapter", "merged"] = "adapter"
+    name: Name
+    created: Time
+    files: dict[FileName, File]
+    base: Base
+    adapter: Adapter
+    quantization: Quantization
+    origin: Origin
+    cohort: Cohort
+    aggregation: Aggregation
+    privacy: Privacy
+    evaluation: Evaluation
+    code: Code
+
+    @property
+    def release(self) -> str:
+        """The release's identity: SHA-256 of the manifest, in hexadecimal."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Return canonical JSON: the bytes of ``manifest.json``, which are hashed and signed."""
+        return canonical(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def from_json(cls, text: bytes, *, source: str) -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ReleaseError: it is something else, or in another spelling.
+        """
+        return read_canonical(cls, text, source=source, what="a release's manifest")
+
+
+def read_canonical(kind: type[_T], text: bytes, *, source: str, what: str) -> _T:
+    """Read a section from canonical JSON.
+
+    Raises:
+        ReleaseError: it is something else, or in another spelling.
+    """
+    if len(text) > LARGEST_MANIFEST:
+        raise ReleaseError(f"{source}: {what} of {len(text):,} bytes is not plausible.")
+    try:
+        section = kind.model_validate(json.loads(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ReleaseError(f"{source}: this is not {what}: {key}: {first['msg']:.200}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ReleaseError(f"{source}: {what} was expected, in JSON ({error!s:.200}).") from None
+    if canonical(section.model_dump(mode="json", exclude_none=True)) != text:
+        raise ReleaseError(f"{source}: {what} was expected in canonical JSON; it was rewritten.")
+    return section

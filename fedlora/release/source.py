@@ -1,0 +1,91 @@
+"""Where releases are kept, as their readers and their publisher see it: a folder or a service.
+
+Nothing that a source says is believed: manifests and indices are signed by the publisher, files
+have their digests in the manifest.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from fedlora.errors import ReleaseError
+from fedlora.sections import NAME
+
+_REFERENCE = re.compile(rf"(?P<name>{NAME})(@(?P<version>{NAME}))?")
+_RELEASE = re.compile("[0-9a-f]{8,64}")
+
+
+class Source(Protocol):
+    """Where releases can be read."""
+
+    def names(self) -> Sequence[str]:
+        """Return the names that releases are published under, sorted."""
+
+    def index(self, name: str) -> bytes:
+        """Return the newest sealed index of a name.
+
+        Raises:
+            ReleaseError: there is no such name, or the source does not answer.
+        """
+
+    def manifest(self, release: str) -> tuple[bytes, bytes]:
+        """Return what ``manifest.json`` and ``manifest.sig`` of a release hold.
+
+        Raises:
+            ReleaseError: there is no such release, or the source does not answer.
+        """
+
+    def read(self, release: str, file: str, *, offset: int = 0) -> Iterator[bytes]:
+        """Yield a file's content from an offset in bytes.
+
+        Raises:
+            ReleaseError: there is no such file, or the source does not answer.
+        """
+
+    def watch(self, name: str, *, after: int) -> Iterator[bytes]:
+        """Yield each sealed index of a name whose version is above ``after``, as it comes.
+
+        It goes on until the reader stops.
+
+        Raises:
+            ReleaseError: there is no such name, or the source does not answer.
+        """
+
+
+class Target(Source, Protocol):
+    """Where releases can be published."""
+
+    def publish(self, folder: Path, envelope: bytes) -> None:
+        """Take a signed release's folder, and the index that lists it.
+
+        Raises:
+            ReleaseError: the release or the index is refused; nothing of it stays visible.
+        """
+
+    def commit(self, envelope: bytes) -> None:
+        """Take the next version of an index.
+
+        Raises:
+            ReleaseError: it does not follow the newest, or is not the publisher's.
+        """
+
+
+def parse(reference: str) -> tuple[str, str]:
+    """Return name and version of ``NAME``, ``NAME@ALIAS`` or ``NAME@RELEASE``.
+
+    Raises:
+        ReleaseError: it has another form.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise ReleaseError(
+            f"{reference!r:.100}: NAME, NAME@ALIAS or NAME@RELEASE was expected, such as "
+            "demo@production."
+        )
+    return match["name"], match["version"] or "latest"
+
+
+def is_release(version: str) -> bool:
+    """Whether a version may be a release's identity, or its beginning: 8 or more digits of hex."""
+    return _RELEASE.fullmatch(version) is not None

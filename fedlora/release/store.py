@@ -1,0 +1,139 @@
+"""A folder of releases: nothing in it is ever rewritten, and what is half-written is never seen.
+
+::
+
+    registry.yaml                where and whose it is
+    releases/<SHA-256>/          a release each
+    index/<name>/00000001.json   each version of a name's sealed index
+
+A release is there for readers once an index lists it. Of two that commit the same version, the
+first wins, and the other is told.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedlora import atomic
+from fedlora.errors import ReleaseError
+from fedlora.release.folder import SIGNATURE, Release, verify
+from fedlora.release.index import Index
+from fedlora.release.manifest import MANIFEST
+from fedlora.signing import PublicKey
+
+_CHUNK = 2**20
+_LOOK = 1.0
+"""Seconds between looks for a new index."""
+
+
+class Store:
+    """A store's folder; a ``Target``.
+
+    Args:
+        path: the folder.
+        key: the publisher's: only what is signed with it comes in.
+    """
+
+    def __init__(self, path: Path, *, key: PublicKey) -> None:
+        self.path = path
+        self.key = key
+
+    def names(self) -> Sequence[str]:
+        return sorted(p.name for p in (self.path / "index").glob("[!.]*") if any(p.iterdir()))
+
+    def index(self, name: str) -> bytes:
+        paths = self._versions(name)
+        if not paths:
+            known = ", ".join(self.names()) or "none"
+            raise ReleaseError(f"{self.path}: there is no {name!r:.80}, only: {known}.")
+        return paths[-1].read_bytes()
+
+    def manifest(self, release: str) -> tuple[bytes, bytes]:
+        folder = self._release(release)
+        return (folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes()
+
+    def read(self, release: str, file: str, *, offset: int = 0) -> Iterator[bytes]:
+        folder = self._release(release)
+        if file not in {path.name for path in folder.iterdir()}:
+            raise ReleaseError(f"{self.path}: release {release[:12]} has no file {file!r:.80}.")
+        with (folder / file).open("rb") as content:
+            content.seek(offset)
+            while chunk := content.read(_CHUNK):
+                yield chunk
+
+    def watch(self, name: str, *, after: int) -> Iterator[bytes]:
+        self.index(name)  # or there is nothing to watch
+        while True:
+            for path in self._versions(name)[after:]:
+                yield path.read_bytes()
+                after += 1
+            time.sleep(_LOOK)
+
+    def publish(self, folder: Path, envelope: bytes) -> None:
+        release = verify(folder, key=self.key)
+        index = self._next(envelope)
+        if not index.is_usable(release.id) or index.name != release.manifest.name:
+            raise ReleaseError(f"{folder}: the index does not list this release.")
+        self._take(release)
+        self._commit(index, envelope)
+
+    def commit(self, envelope: bytes) -> None:
+        index = self._next(envelope)
+        for release, entry in index.releases.items():
+            if not entry.collected and not (self.path / "releases" / release).is_dir():
+                raise ReleaseError(f"{self.path}: there is no release {release[:12]} to list.")
+        self._commit(index, envelope)
+
+    def history(self, name: str) -> Sequence[Index]:
+        """Return all versions of a name's index, oldest first."""
+        paths = self._versions(name)
+        return [Index.unseal(p.read_bytes(), key=self.key, source=str(p)) for p in paths]
+
+    def remove(self, release: str) -> None:
+        """Remove the files of a release that an index has as collected."""
+        shutil.rmtree(self.path / "releases" / release, ignore_errors=True)
+
+    def _next(self, envelope: bytes) -> Index:
+        """Return a sealed index that follows the newest.
+
+        Raises:
+            ReleaseError: it does not.
+        """
+        index = Index.unseal(envelope, key=self.key, source="the index")
+        paths = self._versions(index.name)
+        if paths:
+            index.require_follows(
+                Index.unseal(paths[-1].read_bytes(), key=self.key, source=str(paths[-1]))
+            )
+        elif index.version != 1:
+            raise ReleaseError(f"{self.path}: {index.name} begins with version 1.")
+        return index
+
+    def _commit(self, index: Index, envelope: bytes) -> None:
+        path = self.path / "index" / index.name / f"{index.version:08}.json"
+        if not atomic.create_file(path, envelope):
+            raise ReleaseError(
+                f"{index.name}: somebody else was quicker with version {index.version}. Try again."
+            )
+
+    def _take(self, release: Release) -> None:
+        """Copy a release in, unless it is there; it is checked again once it is."""
+        place = self.path / "releases" / release.id
+        if place.is_dir():
+            return
+        with atomic.new_folder(place) as folder:
+            for path in release.folder.iterdir():
+                shutil.copyfile(path, folder / path.name, follow_symlinks=False)
+            verify(folder, key=self.key)
+
+    def _release(self, release: str) -> Path:
+        folder = self.path / "releases" / release
+        if Path(release).name != release or not folder.is_dir():
+            raise ReleaseError(f"{self.path}: there is no release {release[:64]!r}.")
+        return folder
+
+    def _versions(self, name: str) -> list[Path]:
+        if Path(name).name != name:
+            raise ReleaseError(f"{self.path}: {name!r:.80} is no name.")
+        return sorted((self.path / "index" / name).glob("[0-9]*.json"))
