@@ -58,14 +58,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield temporary
-            for inner in temporary.rglob("*"):
-                _settle(inner)
-            temporary.chmod(0o777 & ~_UMASK)
-            _put_in_place(temporary, path)
+            _settle_folder(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync_folder(path.parent)
+
+
+def put_folder(finished: Path, path: Path) -> None:
+    """Rename a finished folder beside ``path`` to it, all of it on disk; one there is replaced.
+
+    Raises:
+        StorageError: it cannot be.
+    """
+    with storage_errors(path):
+        _settle_folder(finished, path)
 
 
 @contextmanager
@@ -132,6 +138,15 @@ def _beside(path: Path, pieces: Iterable[bytes | memoryview], *, mode: int) -> I
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _settle_folder(new: Path, path: Path) -> None:
+    """Give a new folder and what is in it their usual rights, and put it to its place for good."""
+    for inner in new.rglob("*"):
+        _settle(inner)
+    new.chmod(0o777 & ~_UMASK)
+    _put_in_place(new, path)
+    _sync_folder(path.parent)
 
 
 def _put_in_place(new: Path, path: Path) -> None:

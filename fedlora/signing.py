@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from pydantic import AfterValidator
 
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
@@ -87,6 +88,17 @@ class PublicKey:
         except InvalidSignature:
             return False
         return True
+
+
+def _raw_key(text: str) -> str:
+    try:
+        return PublicKey.of(text).text
+    except EnrolmentError as error:
+        raise ValueError(str(error)) from None
+
+
+RawKey = Annotated[str, AfterValidator(_raw_key)]
+"""Field of a document that holds a public key: 32 bytes in base64."""
 
 
 class Signer:

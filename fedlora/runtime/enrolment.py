@@ -22,6 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from fedlora.document import Document, write_yaml
 from fedlora.errors import EnrolmentError, RecipeError
 from fedlora.sections import Name, Section
+from fedlora.signing import PublicKey, RawKey
 
 ENROL_PATH = "/fedlora/v1/enroll"
 MAX_REQUEST_BYTES = 4096
@@ -43,21 +44,8 @@ def _canonical_node_key(line: str) -> str:
     raise ValueError("expected an EC P-384 public key in OpenSSH's format")
 
 
-def _raw_key(text: str) -> str:
-    """Require the base64 of 32 bytes, as a raw Ed25519 public key has, in its one spelling."""
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except ValueError:
-        raw = b""
-    if len(raw) != 32 or base64.b64encode(raw).decode() != text:
-        raise ValueError("expected an Ed25519 public key: 32 bytes in base64")
-    return text
-
-
 NodeKey = Annotated[str, Field(max_length=1024), AfterValidator(_canonical_node_key)]
 """EC P-384 public key of a site's SuperNode, a line of OpenSSH's format without a comment."""
-RawKey = Annotated[str, AfterValidator(_raw_key)]
-"""Raw Ed25519 public key in base64."""
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
 """256 random bits, URL-safe base64 without padding."""
 Address = Annotated[
@@ -169,8 +157,8 @@ def fingerprint(node_key: str, gate_key: str) -> str:
         EnrolmentError: one of them is no such key.
     """
     try:
-        lines = f"{_canonical_node_key(node_key)}\n{_raw_key(gate_key)}\n"
-    except ValueError as error:
+        lines = f"{_canonical_node_key(node_key)}\n{PublicKey.of(gate_key).text}\n"
+    except (ValueError, EnrolmentError) as error:
         raise EnrolmentError(f"A fingerprint is over a node's and a gate's key: {error}.") from None
     return f"SHA256:{base64.b64encode(hashlib.sha256(lines.encode()).digest()).decode()}"
 

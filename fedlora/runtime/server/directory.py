@@ -24,10 +24,10 @@ from pydantic import Field, ValidationError
 
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
-from fedlora.runtime.enrolment import EnrolmentRequest, NodeKey, RawKey, State, fingerprint
+from fedlora.runtime.enrolment import EnrolmentRequest, NodeKey, State, fingerprint
 from fedlora.runtime.server.folder import ServerFolder
 from fedlora.sections import NAME, Name, Section
-from fedlora.signing import PublicKey
+from fedlora.signing import PublicKey, RawKey
 
 _NOT_EXPECTED = (
     "this site and token are not expected: the token was used, replaced, or is another site's. "

@@ -1,0 +1,43 @@
+"""Where a user's releases come from and are kept: a registry file, and a folder at home."""
+
+import os
+from pathlib import Path
+
+from fedlora.release.folder import Release
+from fedlora.release.pull import Puller
+from fedlora.release.registry_file import RegistryFile, registry_path
+from fedlora.release.source import Target
+from fedlora.release.store import Store
+
+ENVIRONMENT = "FEDLORA_HOME"
+
+
+def home() -> Path:
+    """Return the folder for what was pulled and what was seen of registries."""
+    named = os.environ.get(ENVIRONMENT)
+    return Path(named).expanduser() if named else Path.home() / ".fedlora"
+
+
+def target_of(registry: Path | None) -> tuple[Target, RegistryFile]:
+    """Return the store or registry that a user means, and what its file says.
+
+    Args:
+        registry: a registry file or a store's folder; by default what ``FEDLORA_REGISTRY`` names.
+
+    Raises:
+        ReleaseError: none is named, or the file says something else.
+    """
+    path = registry_path(registry)
+    file = RegistryFile.read(path)
+    return Store(path.parent, key=file.key), file
+
+
+def puller(registry: Path | None) -> Puller:
+    """Return what fetches releases from there; errors as ``target_of``."""
+    source, file = target_of(registry)
+    return Puller(source, file.key, home=home())
+
+
+def pull(reference: str, *, registry: Path | None = None, into: Path | None = None) -> Release:
+    """Return a verified release; errors as ``target_of`` and ``Puller.pull``."""
+    return puller(registry).pull(reference, into=into)

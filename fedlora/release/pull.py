@@ -1,0 +1,131 @@
+"""Fetching a release: verified to the byte, resumed where it stopped, there whole or not at all."""
+
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedlora import atomic
+from fedlora.errors import ReleaseError
+from fedlora.release.folder import SIGNATURE, Release, require_file, signed_manifest, verify
+from fedlora.release.index import Index
+from fedlora.release.manifest import MANIFEST, File
+from fedlora.release.seen import Seen
+from fedlora.release.source import Source, is_release, parse
+from fedlora.signing import PublicKey
+
+
+class Puller:
+    """Fetches releases of one publisher.
+
+    Args:
+        source: a store or a registry; nothing that it says is believed unsigned.
+        key: the publisher's.
+        home: remembers what was seen of indices, and keeps the releases that go nowhere else.
+    """
+
+    def __init__(self, source: Source, key: PublicKey, *, home: Path) -> None:
+        self.source = source
+        self.key = key
+        self._releases = home / "releases"
+        self._seen = Seen(home / "seen.json")
+
+    def index(self, name: str) -> Index:
+        """Return the newest index of a name.
+
+        Raises:
+            ReleaseError: it is not the publisher's, has expired, or is older than one seen before.
+        """
+        return self.accept(self.source.index(name), name)
+
+    def accept(self, envelope: bytes, name: str) -> Index:
+        """Return the index in an envelope; errors as ``index``."""
+        index = Index.unseal(envelope, key=self.key, source=f"index of {name}")
+        if index.name != name:
+            raise ReleaseError(f"The index of {name} was asked for; this is of {index.name}.")
+        index.require_fresh(now=datetime.now(UTC))
+        self._seen.take(index, key=self.key)
+        return index
+
+    def resolve(self, reference: str) -> str:
+        """Return the release that ``NAME``, ``NAME@ALIAS`` or ``NAME@RELEASE`` means.
+
+        Raises:
+            ReleaseError: there is none, several begin so, or it is not to be used.
+        """
+        name, version = parse(reference)
+        index = self.index(name)
+        if version in index.aliases or not is_release(version):
+            return index.target(version)
+        found = [release for release in index.releases if release.startswith(version)]
+        if len(found) != 1:
+            raise ReleaseError(f"{name}: {len(found)} releases begin with {version}.")
+        index.require_usable(found[0])
+        return found[0]
+
+    def pull(self, reference: str, *, into: Path | None = None) -> Release:
+        """Return a verified release in a folder of its own.
+
+        A pull that broke off goes on where it stopped. What is there already is verified, not
+        fetched.
+
+        Args:
+            reference: ``NAME``, ``NAME@ALIAS`` or ``NAME@RELEASE``.
+            into: where the folder is to be; by default among the releases that ``home`` keeps.
+
+        Raises:
+            ReleaseError: the release cannot be had, or is not what was published; nothing of it
+                stays.
+            StorageError: the folder cannot be written.
+        """
+        release = self.resolve(reference)
+        return self.fetch(release, into=into or self._releases / release)
+
+    def fetch(self, release: str, *, into: Path) -> Release:
+        """Return a release by its identity, in the folder ``into``; errors as ``pull``."""
+        if into.exists():
+            return self._there(release, into)
+        payload, signature = self.source.manifest(release)
+        manifest = signed_manifest(payload, signature, key=self.key, source=release[:12])
+        if manifest.release != release:
+            raise ReleaseError(f"{release[:12]} was asked for, {manifest.release[:12]} came.")
+        partial = into.parent / f".{into.name}.{release[:12]}.partial"
+        with atomic.storage_errors(partial):
+            partial.mkdir(parents=True, exist_ok=True)
+        for name, file in manifest.files.items():
+            self._fetch_file(release, partial / name, file=file)
+        with atomic.storage_errors(partial):
+            (partial / MANIFEST).write_bytes(payload)
+            (partial / SIGNATURE).write_bytes(signature)
+        try:
+            verify(partial, key=self.key)
+        except ReleaseError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        atomic.put_folder(partial, into)
+        return Release(folder=into, manifest=manifest)
+
+    def _there(self, release: str, into: Path) -> Release:
+        found = verify(into, key=self.key)
+        if found.id != release:
+            raise ReleaseError(
+                f"{into}: release {found.id[:12]} is there already. Choose another folder."
+            )
+        return found
+
+    def _fetch_file(self, release: str, path: Path, *, file: File) -> None:
+        """Append what a file still lacks; one that came out wrong is removed."""
+        have = path.stat().st_size if path.exists() else 0
+        with atomic.storage_errors(path), path.open("ab") as out:
+            if have < file.size:
+                for chunk in self.source.read(release, path.name, offset=have):
+                    out.write(chunk)
+                    have += len(chunk)
+                    if have > file.size:
+                        break
+            os.fsync(out.fileno())
+        try:
+            require_file(path, file)
+        except ReleaseError:
+            path.unlink()
+            raise

@@ -1,0 +1,76 @@
+"""What a reader has seen of indices: it takes no older one, and no two of one version.
+
+An old index is as well signed as a new one. Only memory tells that a registry, or somebody between,
+plays back the time before a revocation.
+"""
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from fedlora import atomic
+from fedlora.errors import ReleaseError
+from fedlora.release.index import Index
+from fedlora.signing import PublicKey, canonical
+
+
+class _Entry(BaseModel):
+    """The newest index of a name that was seen."""
+
+    version: int
+    sha256: str
+
+
+_File = TypeAdapter(dict[str, dict[str, _Entry]])
+"""By the publisher's key and the index's name."""
+
+
+class Seen:
+    """A small file with the newest version of each name's index, by publisher.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def take(self, index: Index, *, key: PublicKey) -> None:
+        """Remember an index.
+
+        Raises:
+            ReleaseError: a newer one was seen before, or another of this version.
+            StorageError: it cannot be remembered.
+        """
+        seen = self._read()
+        of_key = seen.setdefault(key.text, {})
+        content = canonical(index.model_dump(mode="json", exclude_none=True))
+        now = _Entry(version=index.version, sha256=hashlib.sha256(content).hexdigest())
+        before = of_key.get(index.name, now)
+        if before.version > now.version:
+            raise ReleaseError(
+                f"{index.name}: the index is version {now.version}, but version {before.version} "
+                "was seen before. Somebody plays back an old one, or the registry was restored "
+                f"from an old backup: ask its publisher. What was seen is in {self.path}."
+            )
+        if before.version == now.version and before.sha256 != now.sha256:
+            raise ReleaseError(
+                f"{index.name}: there are two indices of version {now.version}: the publisher has "
+                "signed both. Ask which one holds."
+            )
+        if of_key.get(index.name) != now:
+            of_key[index.name] = now
+            atomic.write_file(self.path, _File.dump_json(seen, indent=1))
+
+    def _read(self) -> dict[str, dict[str, _Entry]]:
+        try:
+            return _File.validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as error:
+            raise ReleaseError(
+                f"{self.path}: this file remembers which indices were seen, and cannot be read "
+                f"({type(error).__name__}). Restore it; or remove it, and with it the protection "
+                "against older ones."
+            ) from None
