@@ -65,8 +65,8 @@ class Store:
     def watch(self, name: str, *, after: int) -> Iterator[bytes]:
         self.index(name)  # or there is nothing to watch
         while True:
-            for path in self._versions(name)[after:]:
-                yield path.read_bytes()
+            for envelope in self.since(name, after=after):
+                yield envelope
                 after += 1
             time.sleep(_LOOK)
 
@@ -84,6 +84,12 @@ class Store:
             if not entry.collected and not (self.path / "releases" / release).is_dir():
                 raise ReleaseError(f"{self.path}: there is no release {release[:12]} to list.")
         self._commit(index, envelope)
+
+    def since(self, name: str, *, after: int) -> Iterator[bytes]:
+        """Yield each sealed index of a name that is there with a version above ``after``."""
+        while (path := self._version(name, after + 1)).exists():
+            yield path.read_bytes()
+            after += 1
 
     def history(self, name: str) -> Sequence[Index]:
         """Return all versions of a name's index, oldest first."""
@@ -111,7 +117,7 @@ class Store:
         return index
 
     def _commit(self, index: Index, envelope: bytes) -> None:
-        path = self.path / "index" / index.name / f"{index.version:08}.json"
+        path = self._version(index.name, index.version)
         if not atomic.create_file(path, envelope):
             raise ReleaseError(
                 f"{index.name}: somebody else was quicker with version {index.version}. Try again."
@@ -132,6 +138,9 @@ class Store:
         if Path(release).name != release or not folder.is_dir():
             raise ReleaseError(f"{self.path}: there is no release {release[:64]!r}.")
         return folder
+
+    def _version(self, name: str, version: int) -> Path:
+        return self.path / "index" / name / f"{version:08}.json"
 
     def _versions(self, name: str) -> list[Path]:
         if Path(name).name != name:
