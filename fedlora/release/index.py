@@ -219,11 +219,7 @@ class Index(Section):
             )
         for release, was in before.releases.items():
             now = self.releases.get(release)
-            if (
-                now is None
-                or (now.at, now.version) != (was.at, was.version)
-                or not _keeps(was, now)
-            ):
+            if now is None or not _keeps(was, now):
                 raise ReleaseError(f"{self.name}: an index never forgets, but {release[:12]}.")
 
     def seal(self, signer: Signer) -> bytes:
@@ -267,7 +263,6 @@ def stamp(time: datetime) -> str:
 
 
 def _keeps(was: Published, now: Published) -> bool:
-    return all(
-        before is None or before == after
-        for before, after in ((was.revoked, now.revoked), (was.collected, now.collected))
-    )
+    same = (now.at, now.version) == (was.at, was.version)
+    marks = (was.revoked, now.revoked), (was.collected, now.collected)
+    return same and all(before is None or before == after for before, after in marks)
