@@ -1,0 +1,88 @@
+"""A publisher with a store and small releases, as the tests of all that reads them want one."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlora.peft_folder import write_peft_folder
+from fedlora.release.folder import Release, files_of
+from fedlora.release.manifest import (
+    Adapter,
+    Aggregation,
+    Base,
+    Code,
+    Cohort,
+    Evaluation,
+    Manifest,
+    Origin,
+    Privacy,
+    Quantization,
+)
+from fedlora.release.publisher import Publisher
+from fedlora.release.pull import Puller
+from fedlora.release.registry_file import FILE, RegistryFile
+from fedlora.release.store import Store
+from fedlora.signing import Signer, new_key
+from tests.strategies import make_state
+
+DIGEST = "ab" * 32
+
+
+def manifest_of(folder: Path, **changed: Any) -> Manifest:
+    """Return a manifest of what is in a folder."""
+    values = {
+        "name": "demo",
+        "created": "2026-01-01T00:00:00Z",
+        "files": files_of(folder),
+        "base": Base(name="embedded", digest=DIGEST),
+        "adapter": Adapter(
+            digest=DIGEST, rank=2, alpha=4.0, target_modules=("q_proj",), modules=2, parameters=30
+        ),
+        "quantization": Quantization(),
+        "origin": Origin(run="demo-1", round=1, rounds=1, recipe=DIGEST),
+        "cohort": Cohort(population=4),
+        "aggregation": Aggregation(method="product", robust="none"),
+        "privacy": Privacy(unit="none", statement=("No differential privacy was applied.",)),
+        "evaluation": Evaluation(),
+        "code": Code(fedlora="0.1.0", torch=torch.__version__),
+    }
+    return Manifest(**{**values, **changed})
+
+
+@dataclass
+class Scene:
+    """A store, its publisher, and a reader with a home."""
+
+    path: Path
+    signer: Signer
+    store: Store
+    publisher: Publisher
+    puller: Puller
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @classmethod
+    def new(cls, path: Path) -> "Scene":
+        """Make all of it under ``path``."""
+        new_key(path / "publisher.key")
+        signer = Signer.load(path / "publisher.key")
+        store = Store(path / "store", key=signer.public)
+        RegistryFile(publisher=signer.public.text).write(path / "store" / FILE)
+        puller = Puller(store, signer.public, home=path / "home")
+        scene = cls(path, signer, store, Publisher(store, signer), puller)
+        scene.publisher = Publisher(store, signer, clock=lambda: scene.now)
+        return scene
+
+    def draft(self, *, seed: int = 0) -> Path:
+        """Write an adapter into a folder of its own."""
+        folder = self.path / f"draft-{seed}"
+        write_peft_folder(make_state(seed=seed), folder)
+        (folder / "README.md").write_text("# demo\n", encoding="utf-8")
+        return folder
+
+    def publish(self, *, seed: int = 0, **changed: Any) -> Release:
+        """Publish an adapter."""
+        folder = self.draft(seed=seed)
+        return self.publisher.publish(folder, manifest_of(folder, **changed))
