@@ -43,7 +43,8 @@ class Store:
         self.key = key
 
     def names(self) -> Sequence[str]:
-        return sorted(p.name for p in (self.path / "index").glob("[!.]*") if any(p.iterdir()))
+        firsts = (self.path / "index").glob("*/00000001.json")  # a kill can leave a folder without
+        return sorted(path.parent.name for path in firsts)
 
     def index(self, name: str) -> bytes:
         paths = self._versions(name)
