@@ -136,7 +136,7 @@ class Line:
 
     Args:
         to: the registry's ``host:port``.
-        cuts: bytes of answers after which a connection ends, one after the other.
+        cuts: bytes, both ways together, after which a connection ends, one after the other.
     """
 
     def __init__(self, to: str, *, cuts: Sequence[int]) -> None:
@@ -146,7 +146,7 @@ class Line:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         self.bytes = 0
-        """Of answers that went through."""
+        """That went through, both ways together."""
         self.connections = 0
         self._ends: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
@@ -174,20 +174,17 @@ class Line:
                 self.connections += 1
                 far = socket.create_connection(self._to)
                 self._ends.append(far)
-                cut = self._cuts.pop(0) if self._cuts else None
-                for source, sink, most in ((near, far, None), (far, near, cut)):
-                    thread = threading.Thread(target=self._carry, args=(source, sink, most))
+                last = self.bytes + self._cuts.pop(0) if self._cuts else None
+                for source, sink in ((near, far), (far, near)):
+                    thread = threading.Thread(target=self._carry, args=(source, sink, last))
                     self._threads.append(thread)
                     thread.start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket, most: int | None) -> None:
-        carried = 0
+    def _carry(self, source: socket.socket, sink: socket.socket, last: int | None) -> None:
         with suppress(OSError):
-            while (most is None or carried < most) and (data := source.recv(2**16)):
+            while (last is None or self.bytes < last) and (data := source.recv(2**16)):
                 sink.sendall(data)
-                carried += len(data)
-        if most is not None:
-            self.bytes += carried
+                self.bytes += len(data)
         for end in (source, sink):
             _shut(end)
 

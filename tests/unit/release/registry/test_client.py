@@ -63,7 +63,7 @@ def test_an_upload_that_broke_is_sent_again(scene: Scene) -> None:
     folder = large(scene)
     with (
         served(scene.store) as running,
-        Line(running.address, cuts=[400]) as line,
+        Line(running.address, cuts=[5 * 2**20]) as line,
         RegistryClient(line.address, key=scene.signer.public) as client,
     ):
         release = Publisher(client, scene.signer).publish(folder, manifest_of(folder))
