@@ -31,6 +31,7 @@ app.command()(adapters_publish.promote)
 app.command()(adapters_publish.rollback)
 app.command()(adapters_publish.revoke)
 app.command()(adapters_publish.renew)
+app.command()(adapters_publish.collect)
 
 
 @app.command()
