@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.adapters_lint import lint, pad
 from fedlora.errors import AdapterError, StorageError
 from fedlora.methods import OfflineMethod
 
@@ -21,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+app.command()(lint)
+app.command()(pad)
 
 
 @app.command()
