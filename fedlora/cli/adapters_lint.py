@@ -101,7 +101,9 @@ def _print(report: "Report") -> None:
     console = Console(highlight=False)
     console.print(_title(report), style="bold", markup=False)
     console.print()
-    verdicts = Table("engine", "verdict", "not looked at", box=None, header_style="bold", pad_edge=False)
+    verdicts = Table(
+        "engine", "verdict", "not looked at", box=None, header_style="bold", pad_edge=False
+    )
     for engine in report.engines:
         worst = report.verdict(engine)
         verdict = Text(_VERDICTS[worst], style=_STYLES.get(worst or "", "green"))

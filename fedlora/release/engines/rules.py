@@ -134,7 +134,11 @@ RULES: Sequence[Rule] = (
     Rule(
         traits.odd_lorax_rank,
         "fedlora adapters pad FOLDER --out DIR --rank R: the same adapter with zeros beside it.",
-        {"lorax": warns("It pads to a multiple of 16 by itself; above 128 it loops over adapters.", _SGMV)},
+        {
+            "lorax": warns(
+                "It pads to a multiple of 16 by itself; above 128 it loops over adapters.", _SGMV
+            )
+        },
     ),
     Rule(
         traits.dora,
