@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.adapters_diff import diff
+from fedlora.cli.adapters_merge import merge
 from fedlora.errors import AdapterError, StorageError
 from fedlora.methods import OfflineMethod
 
@@ -21,6 +23,10 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+
+
+app.command()(diff)
+app.command()(merge)
 
 
 @app.command()

@@ -1,0 +1,47 @@
+"""What a user means by a folder, or by ``NAME``, ``NAME@ALIAS`` or ``NAME@RELEASE``."""
+
+from pathlib import Path
+
+from fedlora.release.folder import Release, verify
+from fedlora.release.home import pull, target_of
+from fedlora.release.manifest import LARGEST_MANIFEST, MANIFEST, Manifest
+
+
+def release_at(reference: str, *, registry: Path | None = None) -> Release:
+    """Return the verified release that a folder is, or that a registry has.
+
+    Args:
+        reference: a release's folder, or else what a registry is asked for.
+        registry: whose publisher's key is trusted; by default what ``FEDLORA_REGISTRY`` names.
+
+    Raises:
+        ReleaseError: there is none, or it is not what the publisher signed.
+    """
+    folder = Path(reference)
+    if folder.is_dir():
+        _, file = target_of(registry)
+        return verify(folder, key=file.key)
+    return pull(reference, registry=registry)
+
+
+def folder_at(reference: str, *, registry: Path | None = None) -> Path:
+    """Return the folder that a user names, as it is, or that of a verified release of a registry.
+
+    Raises:
+        ReleaseError: there is neither.
+    """
+    folder = Path(reference)
+    return folder if folder.is_dir() else pull(reference, registry=registry).folder
+
+
+def unverified(folder: Path) -> Manifest | None:
+    """Return what a folder's manifest says, whoever wrote it; None if there is none.
+
+    Raises:
+        ReleaseError: there is something else.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return Manifest.from_json(file.read(LARGEST_MANIFEST + 1), source=str(path))
