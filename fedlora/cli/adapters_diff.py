@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli.arguments import Registry
+from fedlora.cli.adapters_read import Registry
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedlora.cli.arguments import Registry
+from fedlora.cli.adapters_read import Registry
 
 
 class Dtype(StrEnum):
@@ -39,6 +39,14 @@ def merge(
             help="The publishing key, which signs the manifest; without it, it is a draft.",
         ),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="The public key that a folder is verified with, or a file with it. Default: the "
+            "registry file's.",
+        ),
+    ] = None,
     registry: Registry = None,
 ) -> None:
     """Merge a release into its base: a model that needs no adapter.
@@ -54,7 +62,7 @@ def merge(
     from fedlora.training.base_model import resolve
 
     signer = Signer.load(sign) if sign else None
-    found = release_at(release, registry=registry)
+    found = release_at(release, registry=registry, key=key)
     named = found.manifest.base
     folder = resolve(base, named.revision if base == named.name else None)
     kind = getattr(torch, dtype.value) if dtype else None

@@ -17,15 +17,6 @@ SiteDir = Annotated[
 ServerDir = Annotated[
     Path, typer.Option("--dir", metavar="DIR", help="The aggregator's folder; by default this one.")
 ]
-Registry = Annotated[
-    Path | None,
-    typer.Option(
-        "--registry",
-        metavar="FILE",
-        help="The publisher's registry.yaml, or a store's folder; by default what "
-        "FEDLORA_REGISTRY names.",
-    ),
-]
 
 
 def recipe_of(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli.arguments import Registry
+from fedlora.cli.adapters_read import Registry
 from fedlora.errors import AdapterError, ReleaseError
 
 if TYPE_CHECKING:

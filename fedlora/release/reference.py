@@ -3,24 +3,26 @@
 from pathlib import Path
 
 from fedlora.release.folder import Release, verify
-from fedlora.release.home import pull, target_of
+from fedlora.release.home import publisher_key, pull
 from fedlora.release.manifest import LARGEST_MANIFEST, MANIFEST, Manifest
 
 
-def release_at(reference: str, *, registry: Path | None = None) -> Release:
+def release_at(reference: str, *, registry: Path | None = None, key: str | None = None) -> Release:
     """Return the verified release that a folder is, or that a registry has.
 
     Args:
         reference: a release's folder, or else what a registry is asked for.
-        registry: whose publisher's key is trusted; by default what ``FEDLORA_REGISTRY`` names.
+        registry: a registry file or a store's folder; by default what ``FEDLORA_REGISTRY`` names.
+        key: the publisher's public key, or a file with it, that a folder is verified with; by
+            default the registry file's.
 
     Raises:
         ReleaseError: there is none, or it is not what the publisher signed.
+        EnrolmentError: this is no key.
     """
     folder = Path(reference)
     if folder.is_dir():
-        _, file = target_of(registry)
-        return verify(folder, key=file.key)
+        return verify(folder, key=publisher_key(key, registry=registry))
     return pull(reference, registry=registry)
 
 

@@ -10,6 +10,7 @@ A release is there for readers once an index lists it. Of two that commit the sa
 first wins, and the other is told.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import SIGNATURE, Release, verify
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST
+from fedlora.release.source import is_release
+from fedlora.sections import NAME
 from fedlora.signing import PublicKey
 
 _CHUNK = 2**20
@@ -129,11 +132,11 @@ class Store:
 
     def _release(self, release: str) -> Path:
         folder = self.path / "releases" / release
-        if Path(release).name != release or not folder.is_dir():
+        if not is_release(release) or not folder.is_dir():
             raise ReleaseError(f"{self.path}: there is no release {release[:64]!r}.")
         return folder
 
     def _versions(self, name: str) -> list[Path]:
-        if Path(name).name != name:
+        if not re.fullmatch(NAME, name):
             raise ReleaseError(f"{self.path}: {name!r:.80} is no name.")
         return sorted((self.path / "index" / name).glob("[0-9]*.json"))
