@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli import adapters_publish, adapters_read
+from fedlora.cli import adapters_diff, adapters_merge, adapters_publish, adapters_read
 from fedlora.cli.adapters_lint import lint, pad
 from fedlora.errors import AdapterError, StorageError
 from fedlora.methods import OfflineMethod
@@ -35,6 +35,8 @@ app.command()(adapters_publish.renew)
 app.command()(adapters_publish.collect)
 app.command()(lint)
 app.command()(pad)
+app.command()(adapters_diff.diff)
+app.command()(adapters_merge.merge)
 
 
 @app.command()
