@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli import adapters_publish, adapters_read
+from fedlora.cli import adapters_diff, adapters_merge, adapters_publish, adapters_read
+from fedlora.cli.adapters_lint import lint, pad
 from fedlora.errors import AdapterError, StorageError
 from fedlora.methods import OfflineMethod
 
@@ -31,6 +32,11 @@ app.command()(adapters_publish.promote)
 app.command()(adapters_publish.rollback)
 app.command()(adapters_publish.revoke)
 app.command()(adapters_publish.renew)
+app.command()(adapters_publish.collect)
+app.command()(lint)
+app.command()(pad)
+app.command()(adapters_diff.diff)
+app.command()(adapters_merge.merge)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``fedlora registry``: serve a store of releases, and say who may call."""
+"""``fedlora registry``: a store of releases, its service, and who may call."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 app = typer.Typer(
-    help="Serve a store of releases over gRPC, and say who may call.",
+    help="Keep releases, serve them over gRPC, and say who may call.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -19,6 +19,23 @@ Tokens = Annotated[
     Path, typer.Option(metavar="FILE", help="The list of callers; it is made when it is new.")
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What the log calls the caller.")]
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A new store's folder.")],
+    key: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The publishing key; it is made unless there is one."),
+    ],
+) -> None:
+    """Make a store of releases, and the key that all of them are signed with."""
+    from fedlora.release.registry_file import FILE
+    from fedlora.release.store import new_store
+
+    public = new_store(path, key=key)
+    typer.echo(f"Store in {path}, publisher {public.fingerprint}.")
+    typer.echo(f"Readers need {path / FILE}; nobody but the publisher {key}.")
 
 
 @app.command()

@@ -21,9 +21,10 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import SIGNATURE, Release, verify
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST
+from fedlora.release.registry_file import FILE, RegistryFile
 from fedlora.release.source import is_release
 from fedlora.sections import NAME
-from fedlora.signing import PublicKey
+from fedlora.signing import PublicKey, new_key
 
 _CHUNK = 2**20
 _LOOK = 1.0
@@ -150,3 +151,22 @@ class Store:
         if not re.fullmatch(NAME, name):
             raise ReleaseError(f"{self.path}: {name!r:.80} is no name.")
         return sorted((self.path / "index" / name).glob("[0-9]*.json"))
+
+
+def new_store(path: Path, *, key: Path) -> PublicKey:
+    """Make a store's folder, with a registry file that says whose it is.
+
+    Args:
+        path: a new folder, or an empty one.
+        key: the publishing key's file; it is made unless there is one.
+
+    Raises:
+        EnrolmentError: what is at ``key`` is no key.
+        ReleaseError: there is something at ``path`` already.
+        StorageError: they cannot be written.
+    """
+    if path.exists() and any(path.iterdir()):
+        raise ReleaseError(f"{path}: there is something already. Name a new folder.")
+    public = new_key(key)
+    RegistryFile(publisher=public.text).write(path / FILE)
+    return public

@@ -10,7 +10,7 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import SIGNATURE, sign_folder, verify
 from fedlora.release.manifest import MANIFEST
 from fedlora.signing import Signer, new_key
-from tests.releases import Scene, manifest_of
+from simulations.published import Scene, manifest_of
 
 
 @pytest.fixture

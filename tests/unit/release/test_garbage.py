@@ -9,7 +9,7 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import Release, verify
 from fedlora.release.garbage import collect
 from fedlora.release.manifest import Origin
-from tests.releases import DIGEST, Scene
+from simulations.published import DIGEST, Scene
 
 
 @pytest.fixture

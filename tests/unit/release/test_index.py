@@ -114,13 +114,10 @@ def test_a_seal_is_the_publishers(index: Index, signer: Signer, tmp_path: Path) 
     with pytest.raises(ReleaseError, match="signature is not good"):
         Index.unseal(envelope, key=other, source="x")
     payload = canonical(index.model_dump(mode="json", exclude_none=True))
-    with pytest.raises(ReleaseError, match="was expected"):
+    with pytest.raises(ReleaseError, match="signature is not good"):
         Index.unseal(seal(payload, "another/type", signer=signer), key=signer.public, source="x")
     for position in range(0, len(envelope), 7):
         changed = bytearray(envelope)
         changed[position] ^= 1
-        try:
-            same = Index.unseal(bytes(changed), key=signer.public, source="x")
-        except ReleaseError:
-            continue
-        assert same == index  # the key's name beside the signature is not signed
+        with pytest.raises(ReleaseError):
+            Index.unseal(bytes(changed), key=signer.public, source="x")

@@ -13,8 +13,7 @@ from fedlora.release.folder import verify
 from fedlora.release.index import LIFETIME
 from fedlora.release.pull import Puller
 from fedlora.release.store import Store
-from tests.releases import Scene
-from tests.strategies import make_state
+from simulations.published import Scene, adapter
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def test_what_is_pulled_is_what_was_published(scene: Scene, tmp_path: Path) -> N
         pulled = scene.puller.pull(reference, into=tmp_path / f"pulled-{number}")
         assert pulled.id == release.id
         state = read_peft_folder(pulled.folder, base_digest="ab" * 32)
-        assert state.arranged_as(make_state().spec).values.equal(make_state(seed=1).values)
+        assert state.arranged_as(adapter(1).spec).values.equal(adapter(1).values)
 
 
 def test_what_is_there_is_verified_and_not_fetched(scene: Scene) -> None:

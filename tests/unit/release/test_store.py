@@ -9,7 +9,7 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import sign_folder, verify
 from fedlora.release.publisher import Publisher
 from fedlora.signing import Signer, new_key
-from tests.releases import Scene, manifest_of
+from simulations.published import Scene, manifest_of
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from fedlora.release.pull import Puller
 from fedlora.release.store import Store
 from fedlora.release.watch import watch
-from tests.releases import Scene
+from simulations.published import Scene
 
 
 class Finite(Store):
