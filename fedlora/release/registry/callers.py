@@ -25,8 +25,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError
 
 from fedlora import atomic
-from fedlora.document import Document, write_yaml
-from fedlora.errors import RecipeError, ReleaseError
+from fedlora.document import read_section, write_yaml
+from fedlora.errors import ReleaseError
 from fedlora.release.index import stamp
 from fedlora.release.manifest import Digest, Time
 from fedlora.sections import Name, Section
@@ -66,18 +66,12 @@ class Callers(Section):
         Raises:
             ReleaseError: there is none, or it says something else.
         """
-        try:
-            document = Document.read(path.read_text(encoding="utf-8"), source=str(path))
-            return cls.model_validate(document.values)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ReleaseError(
-                f"{path}: a list of callers cannot be read there ({error}). "
-                "Make one with fedlora registry token add."
-            ) from None
-        except RecipeError as error:
-            raise ReleaseError(str(error)) from None
-        except ValidationError as error:
-            raise ReleaseError(document.explain(error, model=cls)) from None
+        return read_section(
+            path,
+            cls,
+            error=ReleaseError,
+            otherwise="Make such a list of callers with fedlora registry token add.",
+        )
 
     def write(self, path: Path) -> None:
         """Write the file.

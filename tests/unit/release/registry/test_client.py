@@ -12,8 +12,8 @@ from fedlora.release.pull import Puller
 from fedlora.release.registry import client as module
 from fedlora.release.registry.client import RegistryClient
 from fedlora.release.registry.limits import Limits
+from simulations.published import Scene, manifest_of
 from tests.registry import Authority, Line, served
-from tests.releases import Scene, manifest_of
 
 LARGE = 12 * 2**20
 

@@ -20,8 +20,8 @@ from fedlora.release.registry.callers import Callers, CallersFile
 from fedlora.release.registry.client import Identity, RegistryClient
 from fedlora.release.registry.door import CALLS
 from fedlora.release.registry.limits import Limits
+from simulations.published import Scene, manifest_of
 from tests.registry import Authority, served
-from tests.releases import Scene, manifest_of
 
 READER, PUBLISHER = "fedlora_reader-reader-reader", "fedlora_publisher-publisher"
 LIST = v1.ListReleasesRequest()

@@ -18,8 +18,8 @@ from fedlora.release.pull import Puller
 from fedlora.release.registry.client import RegistryClient, _parts
 from fedlora.release.registry.limits import Limits
 from fedlora.signing import Signer, new_key
+from simulations.published import Scene, manifest_of
 from tests.registry import Running, served
-from tests.releases import Scene, manifest_of
 
 
 @pytest.fixture
