@@ -166,7 +166,7 @@ def whole_modules(adapter: AdapterFolder, _: Options) -> str | None:
     """Weights that replace those of the base."""
     modules = adapter.options.get("modules_to_save")
     if modules:
-        return f"modules_to_save: {_some(map(str, modules))} was trained whole"
+        return f"modules_to_save is {modules!r:.80}: trained whole"
     tokens = adapter.options.get("trainable_token_indices")
     return "trainable_token_indices: embeddings of tokens were trained" if tokens else None
 
