@@ -114,6 +114,10 @@ class AdapterFolder:
             )
         return {kind: frozenset(layers) for kind, layers in found.items()}
 
+    def layers_of(self, kind: str) -> frozenset[int]:
+        """Return the layers in which a kind of module is adapted."""
+        return self.kinds.get(kind, frozenset())
+
     @property
     def odd_dtypes(self) -> Sequence[str]:
         """Types of values that are no floats of 16 or 32 bits."""

@@ -217,18 +217,23 @@ def missing_layers(adapter: AdapterFolder, _: Options) -> str | None:
 
 
 def query_without_value(adapter: AdapterFolder, _: Options) -> str | None:
-    """SGLang fuses query, key and value into one."""
-    found = "q_proj" in adapter.kinds and "v_proj" not in adapter.kinds
-    return "q_proj is adapted and v_proj is not" if found else None
+    """SGLang fuses query, key and value into one, layer by layer."""
+    alone = adapter.layers_of("q_proj") - adapter.layers_of("v_proj")
+    return f"q_proj is adapted and v_proj is not, {_in_layers(alone)}" if alone else None
 
 
 def orphans(adapter: AdapterFolder, _: Options) -> str | None:
     """The latter part of what engines fuse, without the first."""
-    kinds = adapter.kinds.keys()
-    for first, others in {"q_proj": {"k_proj", "v_proj"}, "gate_proj": {"up_proj"}}.items():
-        if first not in kinds and kinds & others:
-            return f"{' and '.join(sorted(kinds & others))} adapted, and {first} is not"
+    for first, others in {"q_proj": ("k_proj", "v_proj"), "gate_proj": ("up_proj",)}.items():
+        for kind in others:
+            if alone := adapter.layers_of(kind) - adapter.layers_of(first):
+                return f"{kind} is adapted and {first} is not, {_in_layers(alone)}"
     return None
+
+
+def _in_layers(layers: frozenset[int]) -> str:
+    first, *rest = sorted(layers)
+    return f"in layer {first}{f' and {len(rest)} more' if rest else ''}"
 
 
 def modules_unknown_to_ollama(adapter: AdapterFolder, _: Options) -> str | None:

@@ -89,7 +89,7 @@ CASES: Mapping[str, Case] = {
     "altered_base": Case((R, X, X, X), {"init_lora_weights": "pissa_niter_16"}),
     "other_mathematics": Case((R, X, X, X), {"alora_invocation_tokens": [1, 2]}),
     "module_pattern": Case((L, L, R, L), {"target_modules": r".*\.[qkv]_proj"}),
-    "missing_layers": Case((L, X, L, L), alter=lose_layer),
+    "missing_layers": Case((L, X, X, L), alter=lose_layer),
     "query_without_value": Case((L, L, R, L), modules=modules("q_proj", "k_proj")),
     "orphans": Case((L, L, X, L), modules=modules("v_proj")),
     "modules_unknown_to_ollama": Case((L, L, L, R), modules=modules("q_proj", "v_proj", "lm_head")),
