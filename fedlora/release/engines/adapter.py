@@ -12,7 +12,13 @@ from fedlora.peft_folder import KEY, WEIGHTS, read_options
 from fedlora.tensor_file import read_header
 
 _LAYER = re.compile(r"\.(\d+)\.")
+_SHOWN = 80
 _FLOATS = {"F32", "F16", "BF16"}
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as a terminal may have it: short, and without control codes."""
+    return text[:_SHOWN] if text.isprintable() else ascii(text)[:_SHOWN]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedlora.peft_folder import WEIGHTS
-from fedlora.release.engines.adapter import AdapterFolder
+from fedlora.release.engines.adapter import AdapterFolder, shown
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's ``--max-lora-rank`` can be."""
@@ -39,7 +39,7 @@ class Options:
 def _some(names: Iterable[str]) -> str:
     first, *rest = sorted(names)
     more = f" and {len(rest)} more" if rest else ""
-    return f"{first:.80}{more}"
+    return f"{shown(first)}{more}"
 
 
 def other_method(adapter: AdapterFolder, _: Options) -> str | None:
@@ -107,7 +107,9 @@ def uneven_alphas(adapter: AdapterFolder, _: Options) -> str | None:
         [v for v in pattern.values() if v != adapter.alpha] if isinstance(pattern, dict) else []
     )
     return (
-        f"alpha_pattern gives modules alphas of their own, such as {others[0]}" if others else None
+        f"alpha_pattern gives modules alphas of their own, such as {others[0]!r:.40}"
+        if others
+        else None
     )
 
 
@@ -205,7 +207,7 @@ def module_pattern(adapter: AdapterFolder, _: Options) -> str | None:
     modules = adapter.options.get("target_modules")
     if not isinstance(modules, str) or modules in {"all", "all-linear"}:
         return None
-    return f"target_modules is a pattern: {modules:.80}"
+    return f"target_modules is a pattern: {shown(modules)}"
 
 
 def missing_layers(adapter: AdapterFolder, _: Options) -> str | None:
@@ -279,13 +281,12 @@ def local_base(adapter: AdapterFolder, options: Options) -> str | None:
     if not adapter.base_model:
         return "it does not say which base model it is for"
     path = adapter.base_model.startswith(("/", ".", "~"))
-    return f"its base model is a path: {adapter.base_model:.80}" if path else None
+    return f"its base model is a path: {shown(adapter.base_model)}" if path else None
 
 
 def other_base(adapter: AdapterFolder, options: Options) -> str | None:
     """Another base than the one that is served."""
     if options.base_model in {None, adapter.base_model}:
         return None
-    return (
-        f"it is for {adapter.base_model or 'no base that it names'!s:.80}, not {options.base_model}"
-    )
+    named = shown(adapter.base_model) or "no base that it names"
+    return f"it is for {named}, not {options.base_model}"

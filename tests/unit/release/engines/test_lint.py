@@ -191,6 +191,17 @@ def test_odd_values_are_no_crash(key: str, value: object, tmp_path: Path) -> Non
     assert set(verdicts(report)) <= {R, X, W, L}
 
 
+def test_a_strangers_text_is_no_control_code(tmp_path: Path) -> None:
+    """A terminal that prints the report does what its owner wants."""
+    escape = "\x1b]0;owned\x07"
+    options = {"base_model_name_or_path": f"/{escape}", "target_modules": escape, "bias": escape}
+    case = Case((), options, files={f"{escape}.safetensors": b""}, alter=add(escape, 1))
+    report = lint(made(case, tmp_path / "adapter"), options=Options())
+
+    assert len(report.findings) >= 4
+    assert "".join(finding.found for finding in report.findings).isprintable()
+
+
 def test_one_engine_can_be_required(tmp_path: Path) -> None:
     """The error says what was found and where to read more; warnings are none."""
     require_loadable(made(CASES["odd_lorax_rank"], tmp_path / "odd"), "lorax")
