@@ -1,4 +1,4 @@
-"""Safetensors files as the pieces that are written one after another.
+"""Safetensors files: their headers, read with distrust, and the pieces that are written in turn.
 
 safetensors' own writer copies all tensors first, which the aggregator's memory has no room for, and
 on a full disk it raises an error of its own instead of ``OSError``.
@@ -8,9 +8,14 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from fedlora.errors import AdapterError
 
 DTYPES = {
     "F64": torch.float64,
@@ -29,6 +34,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of each tensor, in the order in which they lie in the file."""
+
+_LONGEST_HEADER = 8 * 2**20
+"""Bytes."""
 
 
 def pieces(
@@ -65,3 +73,25 @@ def header(layout: Layout, *, metadata: Mapping[str, str] | None = None) -> byte
 def raw(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor on the CPU; they are not copied."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the dtype and shape of each tensor in a file, without trusting the header's length.
+
+    Raises:
+        AdapterError: it is no safetensors file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size):
+            raise AdapterError(f"{path}: a header of {length:,} bytes is not plausible.")
+        try:
+            header = json.loads(file.read(length))
+            with safe_open(path, framework="pt"):
+                pass  # it checks the offsets
+        except (ValueError, RecursionError, SafetensorError) as error:
+            raise AdapterError(f"{path}: this is not a safetensors file ({error}).") from None
+    if not isinstance(header, dict):
+        raise AdapterError(f"{path}: this is not a safetensors file.")
+    header.pop("__metadata__", None)
+    return header

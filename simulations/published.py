@@ -24,9 +24,8 @@ from fedlora.release.manifest import (
 )
 from fedlora.release.publisher import Publisher
 from fedlora.release.pull import Puller
-from fedlora.release.registry_file import FILE, RegistryFile
-from fedlora.release.store import Store
-from fedlora.signing import Signer, new_key
+from fedlora.release.store import Store, new_store
+from fedlora.signing import Signer
 
 DIGEST = "ab" * 32
 
@@ -96,10 +95,9 @@ class Scene:
     @classmethod
     def new(cls, path: Path) -> "Scene":
         """Make all of it under ``path``."""
-        new_key(path / "publisher.key")
+        new_store(path / "store", key=path / "publisher.key")
         signer = Signer.load(path / "publisher.key")
         store = Store(path / "store", key=signer.public)
-        RegistryFile(publisher=signer.public.text).write(path / "store" / FILE)
         puller = Puller(store, signer.public, home=path / "home")
         scene = cls(path, signer, store, Publisher(store, signer), puller)
         scene.publisher = Publisher(store, signer, clock=lambda: scene.now)

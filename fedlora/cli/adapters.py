@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli import adapters_diff, adapters_merge, adapters_publish, adapters_read
+from fedlora.cli import adapters_publish, adapters_read
+from fedlora.cli.adapters_diff import diff
+from fedlora.cli.adapters_lint import lint, pad
+from fedlora.cli.adapters_merge import merge
 from fedlora.errors import AdapterError, StorageError
 from fedlora.methods import OfflineMethod
 
@@ -31,8 +34,11 @@ app.command()(adapters_publish.promote)
 app.command()(adapters_publish.rollback)
 app.command()(adapters_publish.revoke)
 app.command()(adapters_publish.renew)
-app.command()(adapters_diff.diff)
-app.command()(adapters_merge.merge)
+app.command()(adapters_publish.collect)
+app.command()(diff)
+app.command()(merge)
+app.command()(lint)
+app.command()(pad)
 
 
 @app.command()

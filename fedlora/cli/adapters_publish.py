@@ -86,6 +86,29 @@ def renew(name: Name, key: Key, registry: Registry = None) -> None:
     typer.echo(f"The index of {name} is good until {index.expires}.")
 
 
+def collect(
+    name: Name,
+    key: Key,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The store. Default: FEDLORA_REGISTRY.")
+    ] = None,
+) -> None:
+    """Remove from a store what neither an alias nor a release that stays descends from."""
+    from datetime import UTC, datetime
+
+    from fedlora.release import garbage
+    from fedlora.release.store import Store
+
+    publisher = _publisher(store, key)
+    if not isinstance(publisher.target, Store):
+        raise ReleaseError("Files are removed where they are: name the store's folder.")
+    removed = garbage.collect(publisher.target, publisher, name, now=datetime.now(UTC))
+    for release in removed:
+        typer.echo(f"Removed {release[:12]}.")
+    if not removed:
+        typer.echo(f"Every release of {name} is needed.")
+
+
 def _publisher(registry: Path | None, key: Path) -> "Publisher":
     from fedlora.release.home import target_of
     from fedlora.release.publisher import Publisher

@@ -21,9 +21,10 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import SIGNATURE, Release, verify
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST
+from fedlora.release.registry_file import FILE, RegistryFile
 from fedlora.release.source import is_release
 from fedlora.sections import NAME
-from fedlora.signing import PublicKey
+from fedlora.signing import PublicKey, new_key
 
 _CHUNK = 2**20
 _LOOK = 1.0
@@ -43,7 +44,8 @@ class Store:
         self.key = key
 
     def names(self) -> Sequence[str]:
-        return sorted(p.name for p in (self.path / "index").glob("[!.]*") if any(p.iterdir()))
+        firsts = (self.path / "index").glob("*/00000001.json")  # a kill can leave a folder without
+        return sorted(path.parent.name for path in firsts)
 
     def index(self, name: str) -> bytes:
         paths = self._versions(name)
@@ -68,8 +70,8 @@ class Store:
     def watch(self, name: str, *, after: int) -> Iterator[bytes]:
         self.index(name)  # or there is nothing to watch
         while True:
-            for path in self._versions(name)[after:]:
-                yield path.read_bytes()
+            for envelope in self.since(name, after=after):
+                yield envelope
                 after += 1
             time.sleep(_LOOK)
 
@@ -87,6 +89,12 @@ class Store:
             if not entry.collected and not (self.path / "releases" / release).is_dir():
                 raise ReleaseError(f"{self.path}: there is no release {release[:12]} to list.")
         self._commit(index, envelope)
+
+    def since(self, name: str, *, after: int) -> Iterator[bytes]:
+        """Yield each sealed index of a name that is there with a version above ``after``."""
+        while (path := self._version(name, after + 1)).exists():
+            yield path.read_bytes()
+            after += 1
 
     def history(self, name: str) -> Sequence[Index]:
         """Return all versions of a name's index, oldest first."""
@@ -114,7 +122,7 @@ class Store:
         return index
 
     def _commit(self, index: Index, envelope: bytes) -> None:
-        path = self.path / "index" / index.name / f"{index.version:08}.json"
+        path = self._version(index.name, index.version)
         if not atomic.create_file(path, envelope):
             raise ReleaseError(
                 f"{index.name}: somebody else was quicker with version {index.version}. Try again."
@@ -136,7 +144,29 @@ class Store:
             raise ReleaseError(f"{self.path}: there is no release {release[:64]!r}.")
         return folder
 
+    def _version(self, name: str, version: int) -> Path:
+        return self.path / "index" / name / f"{version:08}.json"
+
     def _versions(self, name: str) -> list[Path]:
         if not re.fullmatch(NAME, name):
             raise ReleaseError(f"{self.path}: {name!r:.80} is no name.")
         return sorted((self.path / "index" / name).glob("[0-9]*.json"))
+
+
+def new_store(path: Path, *, key: Path) -> PublicKey:
+    """Make a store's folder, with a registry file that says whose it is.
+
+    Args:
+        path: a new folder, or an empty one.
+        key: the publishing key's file; it is made unless there is one.
+
+    Raises:
+        EnrolmentError: what is at ``key`` is no key.
+        ReleaseError: there is something at ``path`` already.
+        StorageError: they cannot be written.
+    """
+    if path.exists() and any(path.iterdir()):
+        raise ReleaseError(f"{path}: there is something already. Name a new folder.")
+    public = new_key(key)
+    RegistryFile(publisher=public.text).write(path / FILE)
+    return public

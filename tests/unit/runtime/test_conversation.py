@@ -113,13 +113,13 @@ def test_adapters_of_different_bases_cannot_be_asked_together(scene, tmp_path):
 def test_the_base_is_held_as_it_was_in_training(scene, tmp_path):
     """A release says whether that was in NF4; of a bare folder it is not known."""
     publish(scene, quantization=Quantization(kind="nf4"))
-    assert find("demo", registry=scene.store.path).recipe.adapter == "qlora"
+    assert find("demo", puller=lambda: scene.puller).recipe.adapter == "qlora"
     write(tmp_path / "own")
-    assert find(str(tmp_path / "own"), registry=None).recipe.adapter == "lora"
+    assert find(str(tmp_path / "own"), puller=lambda: scene.puller).recipe.adapter == "lora"
 
 
 def test_a_merged_model_is_no_adapter(scene):
     """It is refused before anything is read."""
     publish(scene, kind="merged")
     with pytest.raises(AdapterError, match="a whole model"):
-        find("demo", registry=scene.store.path)
+        find("demo", puller=lambda: scene.puller)
