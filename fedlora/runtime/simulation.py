@@ -13,6 +13,7 @@ from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.carriers.ray_engine import run_on_ray
 from fedlora.runtime.comparison import train_baselines
 from fedlora.runtime.events import Observer
+from fedlora.runtime.lock import locked
 from fedlora.runtime.plan import Plan, plan
 from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import RunFolder
@@ -27,7 +28,9 @@ def start(planned: Plan, *, runs: Path) -> RunFolder:
     Raises:
         StorageError: the folder cannot be written.
     """
-    return RunFolder.create(planned.recipe, planned.base.spec, data=_data(planned), runs=runs)
+    base = planned.base
+    recipe = locked(planned.recipe, base.spec, base.digests)
+    return RunFolder.create(recipe, base.spec, data=_data(planned), runs=runs)
 
 
 def resume(path: Path) -> RunFolder:
