@@ -195,8 +195,8 @@ def _other_template(folder: Path) -> Path:
 
 def _relocked(recipe: Recipe, base: Path) -> Recipe:
     there = recipe.model_copy(update={"lock": None, "base_model": str(base)})
-    base = describe(there)
-    return locked(recipe, base.spec, base.digests)
+    facts = describe(there)
+    return locked(recipe, facts.spec, facts.digests)
 
 
 def _private(folder: Path, seed: int) -> Iterator[Outcome]:
