@@ -1,4 +1,4 @@
-"""``fedlora adapters``: what can be done with finished adapters, without a federation."""
+"""``fedlora adapters``: finished adapters, combined, published and fetched."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli import adapters_publish, adapters_read
 from fedlora.errors import AdapterError, StorageError
 from fedlora.methods import OfflineMethod
 
@@ -17,10 +18,20 @@ _ROUNDING = 1e-6
 """Relative error that float32 alone makes."""
 
 app = typer.Typer(
-    help="Work with finished adapters, without a federation.",
+    help="Work with finished adapters: combine, publish, fetch.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+app.command("list")(adapters_read.list_)
+app.command()(adapters_read.show)
+app.command()(adapters_read.pull)
+app.command()(adapters_read.verify)
+app.command()(adapters_read.watch)
+app.command()(adapters_publish.promote)
+app.command()(adapters_publish.rollback)
+app.command()(adapters_publish.revoke)
+app.command()(adapters_publish.renew)
+app.command()(adapters_publish.collect)
 
 
 @app.command()

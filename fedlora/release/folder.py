@@ -54,9 +54,9 @@ def sign_folder(folder: Path, manifest: Manifest, *, signer: Signer) -> None:
         StorageError: they cannot be written.
     """
     payload = manifest.to_json()
-    signature = base64.b64encode(sign(payload, MANIFEST_TYPE, signer=signer))
+    signature = _text_of(sign(payload, MANIFEST_TYPE, signer=signer))
     atomic.write_file(folder / MANIFEST, payload)
-    atomic.write_file(folder / SIGNATURE, signature + b"\n")
+    atomic.write_file(folder / SIGNATURE, signature)
 
 
 def verify(folder: Path, *, key: PublicKey) -> Release:
@@ -98,6 +98,8 @@ def signed_manifest(payload: bytes, signature: bytes, *, key: PublicKey, source:
         raw = base64.b64decode(signature.removesuffix(b"\n"), validate=True)
     except ValueError:
         raw = b""
+    if _text_of(raw) != signature:  # of two spellings, each is another file
+        raw = b""
     require_signed(payload, MANIFEST_TYPE, raw, key=key, source=source)
     return Manifest.from_json(payload, source=source)
 
@@ -115,6 +117,11 @@ def require_file(path: Path, file: File) -> None:
             f"{file.sha256[:12]}… were, these are {found.size:,} with {found.sha256[:12]}…. "
             "Fetch the release again."
         )
+
+
+def _text_of(signature: bytes) -> bytes:
+    """Return what ``manifest.sig`` holds."""
+    return base64.b64encode(signature) + b"\n"
 
 
 def _file(path: Path) -> File:

@@ -8,6 +8,7 @@ from fedlora.release.pull import Puller
 from fedlora.release.registry_file import RegistryFile, registry_path
 from fedlora.release.source import Target
 from fedlora.release.store import Store
+from fedlora.signing import PublicKey
 
 ENVIRONMENT = "FEDLORA_HOME"
 
@@ -36,6 +37,18 @@ def puller(registry: Path | None) -> Puller:
     """Return what fetches releases from there; errors as ``target_of``."""
     source, file = target_of(registry)
     return Puller(source, file.key, home=home())
+
+
+def publisher_key(named: str | None, *, registry: Path | None) -> PublicKey:
+    """Return the publisher's public key: as text, in a file, or of the registry file.
+
+    Raises:
+        EnrolmentError: it is no key.
+        ReleaseError: none is named.
+    """
+    if named is None:
+        return RegistryFile.read(registry_path(registry)).key
+    return PublicKey.read(Path(named)) if Path(named).is_file() else PublicKey.of(named)
 
 
 def pull(reference: str, *, registry: Path | None = None, into: Path | None = None) -> Release:

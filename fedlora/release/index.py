@@ -6,7 +6,7 @@ a reader from newer versions is noticed when the last one expires. The Update Fr
 two rules for its timestamp (theupdateframework.io, specification 1.0.33, section 5.4).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, Self
 
@@ -38,6 +38,8 @@ class Published(Section):
     """A release of the name."""
 
     at: Time
+    version: Annotated[int, Field(ge=1)]
+    """Of the index that listed it first: releases in this order came one after another."""
     revoked: Revoked | None = None
     collected: Time | None = None
     """When its files were removed from the store."""
@@ -81,7 +83,7 @@ class Index(Section):
         """Return the next version, with one more release, to which ``latest`` points."""
         if release in self.releases:
             return self
-        releases = {**self.releases, release: Published(at=stamp(now))}
+        releases = {**self.releases, release: Published(at=stamp(now), version=self.version + 1)}
         aliases = self._pointing("latest", release, reason="published", now=now)
         return self._next(now, releases=releases, aliases=aliases)
 
@@ -137,11 +139,16 @@ class Index(Section):
         """
         self.require_usable(release)
         revoked = Revoked(at=stamp(now), reason=reason)
-        return self._changed(release, now, revoked=revoked)
+        changed = self.releases[release].model_copy(update={"revoked": revoked})
+        return self._next(now, releases={**self.releases, release: changed})
 
-    def collecting(self, release: str, *, now: datetime) -> Self:
-        """Return the next version, in which a release's files have gone."""
-        return self._changed(release, now, collected=stamp(now))
+    def collecting(self, releases: Iterable[str], *, now: datetime) -> Self:
+        """Return the next version, in which the files of releases have gone."""
+        collected = {
+            release: self.releases[release].model_copy(update={"collected": stamp(now)})
+            for release in releases
+        }
+        return self._next(now, releases={**self.releases, **collected})
 
     def renewed(self, *, now: datetime) -> Self:
         """Return the next version, which says the same and expires later."""
@@ -156,6 +163,11 @@ class Index(Section):
         found = self._alias(alias)
         self.require_usable(found.release)
         return found.release
+
+    @property
+    def in_order(self) -> list[str]:
+        """All releases, oldest first."""
+        return sorted(self.releases, key=lambda release: self.releases[release].version)
 
     def is_usable(self, release: str) -> bool:
         """Tell whether a release is there, with its files, and not revoked."""
@@ -207,7 +219,7 @@ class Index(Section):
             )
         for release, was in before.releases.items():
             now = self.releases.get(release)
-            if now is None or now.at != was.at or not _keeps(was, now):
+            if now is None or not _keeps(was, now):
                 raise ReleaseError(f"{self.name}: an index never forgets, but {release[:12]}.")
 
     def seal(self, signer: Signer) -> bytes:
@@ -240,10 +252,6 @@ class Index(Section):
         to = Alias(release=release, since=stamp(now), reason=reason, before=before)
         return {**self.aliases, alias: to}
 
-    def _changed(self, release: str, now: datetime, **values: object) -> Self:
-        changed = self.releases[release].model_copy(update=values)
-        return self._next(now, releases={**self.releases, release: changed})
-
     def _next(self, now: datetime, **values: Mapping[str, object]) -> Self:
         times = {"issued": stamp(now), "expires": stamp(now + LIFETIME)}
         return self.model_copy(update={"version": self.version + 1, **times, **values})
@@ -255,7 +263,6 @@ def stamp(time: datetime) -> str:
 
 
 def _keeps(was: Published, now: Published) -> bool:
-    return all(
-        before is None or before == after
-        for before, after in ((was.revoked, now.revoked), (was.collected, now.collected))
-    )
+    same = (now.at, now.version) == (was.at, was.version)
+    marks = (was.revoked, now.revoked), (was.collected, now.collected)
+    return same and all(before is None or before == after for before, after in marks)

@@ -73,7 +73,7 @@ class Publisher:
             ReleaseError: it points elsewhere, the release cannot be used, or somebody else was
                 quicker.
         """
-        return self._commit(
+        return self.commit(
             self.index(name).moved(
                 alias, release, expected=expected, reason=reason, now=self._clock()
             )
@@ -85,7 +85,7 @@ class Publisher:
         Raises:
             ReleaseError: there is none, or somebody else was quicker.
         """
-        return self._commit(self.index(name).rolled_back(alias, reason=reason, now=self._clock()))
+        return self.commit(self.index(name).rolled_back(alias, reason=reason, now=self._clock()))
 
     def revoke(self, name: str, release: str, *, reason: str) -> Index:
         """Say that a release is not to be used any more; readers that ask for it get the reason.
@@ -93,7 +93,7 @@ class Publisher:
         Raises:
             ReleaseError: there is no such release, or somebody else was quicker.
         """
-        return self._commit(self.index(name).revoking(release, reason=reason, now=self._clock()))
+        return self.commit(self.index(name).revoking(release, reason=reason, now=self._clock()))
 
     def renew(self, name: str) -> Index:
         """Sign the index anew, before it expires.
@@ -104,8 +104,13 @@ class Publisher:
         index = self.index(name)
         if not index.version:
             raise ReleaseError(f"There is no {name} to renew.")
-        return self._commit(index.renewed(now=self._clock()))
+        return self.commit(index.renewed(now=self._clock()))
 
-    def _commit(self, index: Index) -> Index:
+    def commit(self, index: Index) -> Index:
+        """Sign the next version of an index, and commit it.
+
+        Raises:
+            ReleaseError: somebody else was quicker.
+        """
         self.target.commit(index.seal(self._signer))
         return index

@@ -9,7 +9,7 @@ from fedlora import atomic
 from fedlora.errors import ReleaseError
 from fedlora.release.folder import SIGNATURE, Release, require_file, signed_manifest, verify
 from fedlora.release.index import Index
-from fedlora.release.manifest import MANIFEST, File
+from fedlora.release.manifest import MANIFEST, File, Manifest
 from fedlora.release.seen import Seen
 from fedlora.release.source import Source, is_release, parse
 from fedlora.signing import PublicKey
@@ -85,10 +85,7 @@ class Puller:
         """Return a release by its identity, in the folder ``into``; errors as ``pull``."""
         if into.exists():
             return self._there(release, into)
-        payload, signature = self.source.manifest(release)
-        manifest = signed_manifest(payload, signature, key=self.key, source=release[:12])
-        if manifest.release != release:
-            raise ReleaseError(f"{release[:12]} was asked for, {manifest.release[:12]} came.")
+        manifest, payload, signature = self._manifest(release)
         partial = into.parent / f".{into.name}.{release[:12]}.partial"
         with atomic.storage_errors(partial):
             partial.mkdir(parents=True, exist_ok=True)
@@ -104,6 +101,21 @@ class Puller:
             raise
         atomic.put_folder(partial, into)
         return Release(folder=into, manifest=manifest)
+
+    def manifest(self, release: str) -> Manifest:
+        """Return the manifest of a release.
+
+        Raises:
+            ReleaseError: there is none, or another is given for it.
+        """
+        return self._manifest(release)[0]
+
+    def _manifest(self, release: str) -> tuple[Manifest, bytes, bytes]:
+        payload, signature = self.source.manifest(release)
+        manifest = signed_manifest(payload, signature, key=self.key, source=release[:12])
+        if manifest.release != release:
+            raise ReleaseError(f"{release[:12]} was asked for, {manifest.release[:12]} came.")
+        return manifest, payload, signature
 
     def _there(self, release: str, into: Path) -> Release:
         found = verify(into, key=self.key)

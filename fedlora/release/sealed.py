@@ -41,17 +41,11 @@ def require_signed(
 def seal(payload: bytes, payload_type: str, *, signer: Signer) -> bytes:
     """Return an envelope in JSON: payload, its type and the signature."""
     signature = sign(payload, payload_type, signer=signer)
-    return canonical(
-        {
-            "payload": _text(payload),
-            "payloadType": payload_type,
-            "signatures": [{"keyid": signer.public.fingerprint, "sig": _text(signature)}],
-        }
-    )
+    return _envelope(payload, payload_type, signature, key=signer.public)
 
 
 def unseal(envelope: bytes, payload_type: str, *, key: PublicKey, source: str) -> bytes:
-    """Return the payload of an envelope that the key's owner has sealed.
+    """Return the payload of an envelope that the key's owner has sealed, each byte of it.
 
     Raises:
         ReleaseError: it is no such envelope, or sealed by somebody else.
@@ -63,13 +57,22 @@ def unseal(envelope: bytes, payload_type: str, *, key: PublicKey, source: str) -
         payload = base64.b64decode(facts["payload"], validate=True)
         [entry] = facts["signatures"]
         signature = base64.b64decode(entry["sig"], validate=True)
-        right_type = facts["payloadType"] == payload_type
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ReleaseError(f"{source}: a signed envelope was expected (DSSE, JSON).") from None
-    if not right_type:
-        raise ReleaseError(f"{source}: an envelope with {payload_type} was expected.")
     require_signed(payload, payload_type, signature, key=key, source=source)
+    if envelope != _envelope(payload, payload_type, signature, key=key):
+        raise ReleaseError(f"{source}: what is around the signed text was changed.")
     return payload
+
+
+def _envelope(payload: bytes, payload_type: str, signature: bytes, *, key: PublicKey) -> bytes:
+    return canonical(
+        {
+            "payload": _text(payload),
+            "payloadType": payload_type,
+            "signatures": [{"keyid": key.fingerprint, "sig": _text(signature)}],
+        }
+    )
 
 
 def _encoding(payload: bytes, payload_type: str) -> bytes:

@@ -10,6 +10,7 @@ A release is there for readers once an index lists it. Of two that commit the sa
 first wins, and the other is told.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,10 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import SIGNATURE, Release, verify
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST
-from fedlora.signing import PublicKey
+from fedlora.release.registry_file import FILE, RegistryFile
+from fedlora.release.source import is_release
+from fedlora.sections import NAME
+from fedlora.signing import PublicKey, new_key
 
 _CHUNK = 2**20
 _LOOK = 1.0
@@ -129,11 +133,30 @@ class Store:
 
     def _release(self, release: str) -> Path:
         folder = self.path / "releases" / release
-        if Path(release).name != release or not folder.is_dir():
+        if not is_release(release) or not folder.is_dir():
             raise ReleaseError(f"{self.path}: there is no release {release[:64]!r}.")
         return folder
 
     def _versions(self, name: str) -> list[Path]:
-        if Path(name).name != name:
+        if not re.fullmatch(NAME, name):
             raise ReleaseError(f"{self.path}: {name!r:.80} is no name.")
         return sorted((self.path / "index" / name).glob("[0-9]*.json"))
+
+
+def new_store(path: Path, *, key: Path) -> PublicKey:
+    """Make a store's folder, with a registry file that says whose it is.
+
+    Args:
+        path: a new folder, or an empty one.
+        key: the publishing key's file; it is made unless there is one.
+
+    Raises:
+        EnrolmentError: what is at ``key`` is no key.
+        ReleaseError: there is something at ``path`` already.
+        StorageError: they cannot be written.
+    """
+    if path.exists() and any(path.iterdir()):
+        raise ReleaseError(f"{path}: there is something already. Name a new folder.")
+    public = new_key(key)
+    RegistryFile(publisher=public.text).write(path / FILE)
+    return public

@@ -6,6 +6,7 @@ import importlib
 CAMPAIGNS = {
     "faults": "each fault that a deployment must survive, at random moments of a real one",
     "hostile": "what a hostile aggregator and a hostile trainer try, and what stops each",
+    "tamper": "changes to files, manifests, signatures and indices on their way to a reader",
     "ledger": "kill -9 around the writes of two processes on one budget account",
 }
 

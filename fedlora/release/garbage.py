@@ -1,0 +1,68 @@
+"""Which releases of a store nobody needs any more, and their removal."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from fedlora.release.folder import signed_manifest
+from fedlora.release.index import Index
+from fedlora.release.publisher import Publisher
+from fedlora.release.store import Store
+
+
+def garbage(index: Index, parents: Mapping[str, str | None]) -> list[str]:
+    """Return the releases that neither an alias nor a lineage needs, oldest first.
+
+    An alias needs what it points to and what it can be rolled back to; ``latest`` is not rolled
+    back. A release that is needed needs its parent.
+
+    Args:
+        index: of the name.
+        parents: of each release that has files.
+    """
+    needed = _with_ancestors(
+        (
+            release
+            for alias, to in index.aliases.items()
+            for release in (to.release, *(() if alias == "latest" else to.before))
+        ),
+        parents,
+    )
+    return [release for release in parents if release not in needed]
+
+
+def collect(store: Store, publisher: Publisher, name: str, *, now: datetime) -> list[str]:
+    """Remove a name's garbage from a store, and return it.
+
+    The index says first that the files have gone, so that no reader is sent to them; if that is
+    all that was done, the next call removes them.
+
+    Raises:
+        ReleaseError: there is no such name, or somebody else changed the index meanwhile.
+    """
+    index = publisher.index(name)
+    listed = [r for r in index.in_order if not index.releases[r].collected]
+    parents = {release: _parent(store, release) for release in listed}
+    removed = garbage(index, parents)
+    if removed:
+        index = index.collecting(removed, now=now)
+        publisher.commit(index)
+    for release, published in index.releases.items():
+        if published.collected:
+            store.remove(release)
+    return removed
+
+
+def _parent(store: Store, release: str) -> str | None:
+    payload, signature = store.manifest(release)
+    manifest = signed_manifest(payload, signature, key=store.key, source=release[:12])
+    return manifest.origin.parent
+
+
+def _with_ancestors(releases: Iterable[str], parents: Mapping[str, str | None]) -> set[str]:
+    needed: set[str] = set()
+    for release in releases:
+        each: str | None = release
+        while each is not None and each not in needed:
+            needed.add(each)
+            each = parents.get(each)
+    return needed
