@@ -15,6 +15,8 @@ from fedlora.runtime.events import (
     BaselineProgress,
     EvaluationFailed,
     Event,
+    PublicationFailed,
+    ReleasePublished,
     RoundFinished,
     RoundStarted,
     RunStarted,
@@ -73,6 +75,14 @@ class RunView:
             case RoundFinished():
                 self._played += event.record["round"] > 0
                 self.console.print(self._line(event.record), soft_wrap=True)
+            case ReleasePublished():
+                where = event.promoted or "candidate; held back from its alias:"
+                self.console.print(f"        release {event.release[:12]}: {where}", markup=False)
+                for reason in event.held_back:
+                    self.console.print(f"          {reason}", style="yellow", markup=False)
+            case PublicationFailed():
+                text = f"        not published: {event.reason}"
+                self.console.print(text, style="yellow", markup=False)
             case BaselineProgress():
                 if not self._baseline or self._baseline.name != event.name:
                     self.console.print(f"comparing with {_alone(event)}", style="dim")
