@@ -69,24 +69,28 @@ class RunView:
                 if event.refused:
                     text = f"        {event.site} refused: {event.refused}"
                     self.console.print(text, style="yellow", markup=False)
-            case EvaluationFailed():
-                text = f"        {event.site} could not evaluate: {event.reason}"
-                self.console.print(text, style="yellow", markup=False)
+            case EvaluationFailed() | ReleasePublished() | PublicationFailed():
+                self._say(event)
             case RoundFinished():
                 self._played += event.record["round"] > 0
                 self.console.print(self._line(event.record), soft_wrap=True)
-            case ReleasePublished():
-                where = event.promoted or "candidate; held back from its alias:"
-                self.console.print(f"        release {event.release[:12]}: {where}", markup=False)
-                for reason in event.held_back:
-                    self.console.print(f"          {reason}", style="yellow", markup=False)
-            case PublicationFailed():
-                text = f"        not published: {event.reason}"
-                self.console.print(text, style="yellow", markup=False)
             case BaselineProgress():
                 if not self._baseline or self._baseline.name != event.name:
                     self.console.print(f"comparing with {_alone(event)}", style="dim")
                 self._baseline = event
+
+    def _say(self, event: EvaluationFailed | ReleasePublished | PublicationFailed) -> None:
+        match event:
+            case EvaluationFailed():
+                troubles: tuple[str, ...] = (f"{event.site} could not evaluate: {event.reason}",)
+            case PublicationFailed():
+                troubles = (f"not published: {event.reason}",)
+            case ReleasePublished():
+                where = event.promoted or "candidate, held back"
+                self.console.print(f"        release {event.release[:12]}: {where}", markup=False)
+                troubles = event.held_back
+        for text in troubles:
+            self.console.print(f"        {text}", style="yellow", markup=False)
 
     def _header(self) -> str:
         sites = "".join(f"{site[:7]:>8}" for site in self._sites) if self._few() else ""
