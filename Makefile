@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROTOS := $(wildcard proto/fedlora/*/v1/*.proto)
+SERVICES := proto/fedlora/registry/v1/registry.proto
+PROTOC := $(BIN)/python -m grpc_tools.protoc -I proto
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format protos
@@ -29,7 +31,8 @@ format: $(VENV)/.installed-dev ## format the code and fix what ruff can fix
 	$(BIN)/ruff format
 
 protos: $(VENV)/.installed-dev ## generate the protobuf modules from proto/
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTOS)
+	$(PROTOC) --python_out=. --pyi_out=. $(PROTOS)
+	$(PROTOC) --grpc_python_out=. $(SERVICES)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ on a full disk it raises an error of its own instead of ``OSError``.
 """
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +17,25 @@ from torch import Tensor
 
 from fedlora.errors import AdapterError
 
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 _LONGEST_HEADER = 8 * 2**20
 """Bytes."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""What safetensors calls torch's types; of others nothing is written."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Type and shape of each tensor, in the order in which they lie in the file."""
 
 
 def pieces(
@@ -27,20 +44,34 @@ def pieces(
     """Yield the bytes of a safetensors file with these tensors; none of them is copied.
 
     Args:
-        tensors: contiguous, on the CPU, of float32, float64 or int64.
+        tensors: contiguous, on the CPU, each of one of ``DTYPES``.
         metadata: what the file says of itself, such as ``{"format": "pt"}``.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    yield header(layout, metadata=metadata)
     for tensor in tensors.values():
-        yield tensor.numpy().reshape(-1).view("u1").data
+        yield raw(tensor)
+
+
+def header(layout: Layout, *, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return what a safetensors file begins with; the tensors' bytes follow, without gaps."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU; they are not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli import adapters_export, adapters_lint, adapters_publish, adapters_read
+from fedlora.cli import (
+    adapters_diff,
+    adapters_export,
+    adapters_lint,
+    adapters_merge,
+    adapters_publish,
+    adapters_read,
+)
 from fedlora.errors import AdapterError, StorageError
 from fedlora.methods import OfflineMethod
 
@@ -35,6 +42,8 @@ app.command()(adapters_publish.collect)
 app.command()(adapters_lint.lint)
 app.command()(adapters_lint.pad)
 app.command()(adapters_export.export)
+app.command()(adapters_diff.diff)
+app.command()(adapters_merge.merge)
 
 
 @app.command()

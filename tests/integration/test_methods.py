@@ -7,8 +7,8 @@ from fedlora.errors import AdapterError
 from fedlora.methods import METHODS
 from fedlora.peft_folder import read_peft_folder
 from fedlora.runtime import simulation
-from fedlora.runtime.aggregator.conversation import Conversation
 from fedlora.runtime.comparison import overall, read_comparison
+from fedlora.runtime.conversation import Conversation
 from fedlora.runtime.events import RoundFinished, UpdateSettled
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
