@@ -8,7 +8,7 @@ SERVICES := proto/fedlora/registry/v1/registry.proto
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format protos
+.PHONY: help demo test check format protos descriptors
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,13 @@ format: $(VENV)/.installed-dev ## format the code and fix what ruff can fix
 protos: $(VENV)/.installed-dev ## generate the protobuf modules from proto/
 	$(PROTOC) --python_out=. --pyi_out=. $(PROTOS)
 	$(PROTOC) --grpc_python_out=. $(SERVICES)
+
+descriptors: $(VENV)/.installed-dev ## note what was added to proto/ as what others rely on
+	for file in $(PROTOS:proto/%.proto=%); do \
+		$(PROTOC) --descriptor_set_out=/dev/stdout $$file.proto \
+		| $(PROTOC) --decode=google.protobuf.FileDescriptorSet google/protobuf/descriptor.proto \
+		> tests/contracts/descriptors/$$(echo $$file | tr / .).txtpb; \
+	done
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,13 +2,14 @@
 
 import asyncio
 import ipaddress
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -80,9 +81,9 @@ class Authority:
 
     folder: Path
 
-    def pair(self, name: str) -> Tls:
+    def pair(self, name: str, *, client_ca: Path | None = None) -> Tls:
         """Write a certificate for a name, and its key, signed by this authority."""
-        return _pair(self.folder, name, self._ca())
+        return replace(_pair(self.folder, name, self._ca()), client_ca=client_ca)
 
     @property
     def certificate(self) -> Path:
@@ -128,3 +129,66 @@ def _pair(
         )
     )
     return paths
+
+
+class Line:
+    """A way to a registry that is cut for each connection that ``cuts`` has a number of bytes for.
+
+    Args:
+        to: the registry's ``host:port``.
+        cuts: bytes, both ways together, after which a connection ends, one after the other.
+    """
+
+    def __init__(self, to: str, *, cuts: Sequence[int]) -> None:
+        host, _, port = to.rpartition(":")
+        self._to = host, int(port)
+        self._cuts = list(cuts)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self.bytes = 0
+        """That went through, both ways together."""
+        self.connections = 0
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._threads[0].join()
+        for end in self._ends:
+            _shut(end)
+        for thread in self._threads:
+            thread.join()
+        for end in self._ends:
+            end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                self._ends.append(near)
+                self.connections += 1
+                far = socket.create_connection(self._to)
+                self._ends.append(far)
+                last = self.bytes + self._cuts.pop(0) if self._cuts else None
+                for source, sink in ((near, far), (far, near)):
+                    thread = threading.Thread(target=self._carry, args=(source, sink, last))
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, last: int | None) -> None:
+        with suppress(OSError):
+            while (last is None or self.bytes < last) and (data := source.recv(2**16)):
+                sink.sendall(data)
+                self.bytes += len(data)
+        for end in (source, sink):
+            _shut(end)
+
+
+def _shut(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)

@@ -108,7 +108,7 @@ def add(
     """Add a caller and print its token, once; the file holds its SHA-256. It is good at once."""
     from fedlora.release.registry.callers import Callers, new_token
 
-    callers = Callers.read(tokens) if tokens.exists() else Callers(callers={})
+    callers = Callers.read(tokens) if tokens.exists() else Callers(callers=())
     secret = None if certificate else new_token()
     callers.adding(name, scope=scope, token=secret).write(tokens)
     typer.echo(f"{name} may {scope}, by its certificate." if secret is None else secret)
@@ -123,9 +123,9 @@ def list_callers(tokens: Tokens) -> None:
     from fedlora.release.registry.callers import Callers
 
     table = Table("caller", "scope", "shows", "since (UTC)", box=None, pad_edge=False)
-    for name, caller in sorted(Callers.read(tokens).callers.items()):
+    for caller in Callers.read(tokens).callers:
         shows = "a certificate" if caller.token is None else "a token"
-        table.add_row(name, caller.scope, shows, caller.since[:16].replace("T", " "))
+        table.add_row(caller.name, caller.scope, shows, caller.since[:16].replace("T", " "))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -3,13 +3,13 @@
 ::
 
     callers:
-      ci:                      # known by a token
-        scope: publish
-        since: '2025-01-31T12:00:00Z'
-        token: 9f86d081…       # its SHA-256
-      engine-1.example.org:    # known by a client certificate with this name
-        scope: read
-        since: '2025-01-31T12:00:00Z'
+    - name: ci                       # known by a token
+      scope: publish
+      since: '2026-01-31T12:00:00Z'
+      token: 9f86d081…               # its SHA-256
+    - name: engine-1.example.org     # known by a client certificate with this name
+      scope: read
+      since: '2026-01-31T12:00:00Z'
 
 A token has 256 random bits, so that its plain SHA-256 gives nothing away.
 """
@@ -17,7 +17,7 @@ A token has 256 random bits, so that its plain SHA-256 gives nothing away.
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -25,11 +25,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError
 
 from fedlora import atomic
-from fedlora.document import Document, write_yaml
-from fedlora.errors import RecipeError, ReleaseError
+from fedlora.document import read_section, write_yaml
+from fedlora.errors import ReleaseError
 from fedlora.release.index import stamp
 from fedlora.release.manifest import Digest, Time
-from fedlora.sections import NAME, Section
+from fedlora.sections import Name, Section
 
 Scope = Literal["read", "publish"]
 """What a caller may do; ``publish`` includes ``read``."""
@@ -42,6 +42,8 @@ _PREFIX = "fedlora_"
 class Caller(Section):
     """Who may call."""
 
+    name: Name
+    """What the log calls it; without a token, the name in its certificate."""
     scope: Scope
     since: Time
     token: Digest | None = None
@@ -53,9 +55,9 @@ class Caller(Section):
 
 
 class Callers(Section):
-    """All who may call, by their names."""
+    """All who may call."""
 
-    callers: dict[Annotated[str, Field(pattern=f"^{NAME}$")], Caller]
+    callers: Annotated[tuple[Caller, ...], Field(strict=False)]
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -64,18 +66,12 @@ class Callers(Section):
         Raises:
             ReleaseError: there is none, or it says something else.
         """
-        try:
-            document = Document.read(path.read_text(encoding="utf-8"), source=str(path))
-            return cls.model_validate(document.values)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ReleaseError(
-                f"{path}: a list of callers cannot be read there ({error}). "
-                "Make one with fedlora registry token add."
-            ) from None
-        except RecipeError as error:
-            raise ReleaseError(str(error)) from None
-        except ValidationError as error:
-            raise ReleaseError(document.explain(error, model=cls)) from None
+        return read_section(
+            path,
+            cls,
+            error=ReleaseError,
+            otherwise="Make such a list of callers with fedlora registry token add.",
+        )
 
     def write(self, path: Path) -> None:
         """Write the file.
@@ -96,14 +92,15 @@ class Callers(Section):
         Raises:
             ReleaseError: it is there already, or the name is none.
         """
-        if name in self.callers:
+        if name in self._names:
             raise ReleaseError(f"{name} is there already. Remove it first.")
         digest = None if token is None else _digest(token)
-        entry = Caller(scope=scope, since=stamp(datetime.now(UTC)), token=digest)
+        since = stamp(datetime.now(UTC))
         try:
-            return type(self)(callers={**self.callers, name: entry})
+            entry = Caller(name=name, scope=scope, since=since, token=digest)
         except ValidationError:
             raise ReleaseError(f"{name!r:.80}: letters, digits, - _ and . were expected.") from None
+        return type(self)(callers=(*self.callers, entry))
 
     def removing(self, name: str) -> Self:
         """Return the list without a caller.
@@ -111,23 +108,27 @@ class Callers(Section):
         Raises:
             ReleaseError: there is no such caller.
         """
-        if name not in self.callers:
-            known = ", ".join(sorted(self.callers)) or "none"
+        if name not in self._names:
+            known = ", ".join(sorted(self._names)) or "none"
             raise ReleaseError(f"There is no {name!r:.80}, only: {known}.")
-        return type(self)(callers={n: c for n, c in self.callers.items() if n != name})
+        return type(self)(callers=tuple(c for c in self.callers if c.name != name))
 
-    def with_token(self, token: str) -> str | None:
+    def with_token(self, token: str) -> Caller | None:
         """Return who shows this token. All are compared, each in a time that tells nothing."""
         shown, found = _digest(token), None
-        for name, caller in self.callers.items():
+        for caller in self.callers:
             if caller.token is not None and hmac.compare_digest(caller.token, shown):
-                found = name
+                found = caller
         return found
 
-    def with_certificate(self, names: Iterable[str]) -> str | None:
+    def with_certificate(self, names: Iterable[str]) -> Caller | None:
         """Return whom a verified client certificate with these names is of."""
-        known = {name for name, caller in self.callers.items() if caller.token is None}
-        return next((name for name in names if name in known), None)
+        proven = set(names)
+        return next((c for c in self.callers if c.token is None and c.name in proven), None)
+
+    @property
+    def _names(self) -> Collection[str]:
+        return {caller.name for caller in self.callers}
 
 
 class CallersFile:

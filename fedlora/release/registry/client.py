@@ -30,7 +30,7 @@ _WAITS = 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4
 _BETWEEN_WATCHES_S = 1.0
 _LONGEST_DETAIL = 500
 _ADVICE = {
-    StatusCode.UNAVAILABLE: "Is the registry running, and is its address right?",
+    StatusCode.UNAVAILABLE: "Is the registry running, and are its address and certificate right?",
     StatusCode.DEADLINE_EXCEEDED: "Try again; if it stays so, look at the registry's log.",
     StatusCode.UNAUTHENTICATED: "Its operator gives tokens out: fedlora registry token add.",
     StatusCode.PERMISSION_DENIED: "Its operator gives tokens out: fedlora registry token add.",
@@ -228,8 +228,8 @@ def _parts(folder: Path, envelope: bytes) -> Iterator[v1.PublishReleaseRequest]:
 
 
 def _is_tls(error: grpc.RpcError) -> bool:
-    """Whether the other side was there, but is not to be trusted: that does not pass."""
-    return "certificate" in (error.details() or "").lower()
+    """Whether the other side was there, and a certificate not good: that does not pass."""
+    return "SSL_ERROR_SSL" in (error.details() or "")
 
 
 def _plain(text: str) -> str:

@@ -19,7 +19,7 @@ from grpc import StatusCode
 
 from fedlora.errors import FedloraError, StorageError
 from fedlora.release.registry.allowance import Allowance
-from fedlora.release.registry.callers import Callers, CallersFile, Scope
+from fedlora.release.registry.callers import Caller, Callers, CallersFile, Scope
 from fedlora.release.registry.limits import Limits
 from fedlora.release.registry.refused import Refused
 
@@ -156,19 +156,19 @@ class Door(grpc.aio.ServerInterceptor):
         if call.scope is None or self._callers is None:
             self._allowance.take(stranger)
             return stranger
-        callers = self._callers.callers()
-        name = _known(callers, context)
-        self._allowance.take(name or stranger)
-        if name is None:
+        caller = _known(self._callers.callers(), context)
+        self._allowance.take(caller.name if caller else stranger)
+        if caller is None:
             raise Refused(
                 StatusCode.UNAUTHENTICATED,
                 "A token that this registry knows was expected, or a certificate.",
             )
-        if not callers.callers[name].may(call.scope):
+        if not caller.may(call.scope):
             raise Refused(
-                StatusCode.PERMISSION_DENIED, f"{name} may not do this: it needs {call.scope}."
+                StatusCode.PERMISSION_DENIED,
+                f"{caller.name} may not do this: it needs {call.scope}.",
             )
-        return name
+        return caller.name
 
 
 def _refusal(error: Exception) -> Refused:
@@ -184,7 +184,7 @@ def _refusal(error: Exception) -> Refused:
     return Refused(StatusCode.INTERNAL, "The registry failed; its operator finds why in its log.")
 
 
-def _known(callers: Callers, context: Context) -> str | None:
+def _known(callers: Callers, context: Context) -> Caller | None:
     """Return whose token or certificate comes with a call."""
     metadata = context.invocation_metadata() or ()
     shown = [str(value) for key, value in metadata if key == "authorization"]

@@ -99,8 +99,8 @@ class Server:
             options=self._limits.server_options(),
             maximum_concurrent_rpcs=self._limits.calls,
         )
-        service = Service(self._store, incoming=self._incoming, limits=self._limits)
-        add_RegistryServicer_to_server(service, self._server)
+        self._service = Service(self._store, incoming=self._incoming, limits=self._limits)
+        add_RegistryServicer_to_server(self._service, self._server)
         add_HealthServicer_to_server(self._health, self._server)
         try:
             self.address = Address(self.address.host, self._listen())
@@ -114,6 +114,7 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await self._health.enter_graceful_shutdown()
+        self._service.stop()
         await self._server.stop(_FAREWELL_S)
         self._incoming.close()
         self._tell("registry stops")

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 from grpc import StatusCode
@@ -39,6 +40,11 @@ class Service(RegistryServicer):
 
     def __init__(self, store: Store, *, incoming: Incoming, limits: Limits) -> None:
         self._store, self._incoming, self._limits = store, incoming, limits
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the watches; their readers ask again."""
+        self._stopping.set()
 
     async def ListReleases(
         self, request: v1.ListReleasesRequest, _: Context
@@ -72,12 +78,13 @@ class Service(RegistryServicer):
         await asyncio.to_thread(self._newest, request.name)  # or there is nothing to watch
         clock, version = asyncio.get_running_loop().time, request.after_version
         until = clock() + self._limits.watch_s
-        while clock() < until:
+        while clock() < until and not self._stopping.is_set():
             envelopes = self._store.since(request.name, after=version)
             while envelope := await asyncio.to_thread(next, envelopes, None):
                 version += 1
                 yield v1.WatchReleasesResponse(sealed_index=envelope, version=version)
-            await asyncio.sleep(_LOOK)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _LOOK)
 
     async def PublishRelease(self, requests: _Parts, _: Context) -> v1.PublishReleaseResponse:
         header = await self._part(requests)
