@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROTOS := $(wildcard proto/fedlora/*/v1/*.proto)
+SERVICES := proto/fedlora/registry/v1/registry.proto
+PROTOC := $(BIN)/python -m grpc_tools.protoc -I proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format protos
+.PHONY: help demo test check format protos descriptors
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +31,15 @@ format: $(VENV)/.installed-dev ## format the code and fix what ruff can fix
 	$(BIN)/ruff format
 
 protos: $(VENV)/.installed-dev ## generate the protobuf modules from proto/
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTOS)
+	$(PROTOC) --python_out=. --pyi_out=. $(PROTOS)
+	$(PROTOC) --grpc_python_out=. $(SERVICES)
+
+descriptors: $(VENV)/.installed-dev ## note what was added to proto/ as what others rely on
+	for file in $(PROTOS:proto/%.proto=%); do \
+		$(PROTOC) --descriptor_set_out=/dev/stdout $$file.proto \
+		| $(PROTOC) --decode=google.protobuf.FileDescriptorSet google/protobuf/descriptor.proto \
+		> tests/contracts/descriptors/$$(echo $$file | tr / .).txtpb; \
+	done
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

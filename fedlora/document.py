@@ -4,15 +4,17 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, get_args
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml.error import MarkedYAMLError
 
-from fedlora.errors import RecipeError
+from fedlora.errors import FedloraError, RecipeError
 
+_Model = TypeVar("_Model", bound=BaseModel)
 _Path = tuple[str | int, ...]
 _BRANCH = re.compile(r"[\[(]|^(bool|tuple|str)$")
 """How pydantic names a branch of a union in an error's location."""
@@ -158,6 +160,47 @@ class Document:
         if error["type"] == "value_error":
             return f"{where}: {f'{key}: ' if key else ''}{message}."
         return f"{where}: {key}: {message}, but it is {error['input']!r:.200}."
+
+
+def parse_section(
+    text: str, model: type[_Model], *, source: str, error: type[FedloraError]
+) -> _Model:
+    """Read YAML that is one model.
+
+    Args:
+        text: the YAML.
+        model: what it is to be.
+        source: what error messages call it.
+        error: what is raised.
+
+    Raises:
+        FedloraError: of the kind ``error``; it names source, line, key and what was expected.
+    """
+    try:
+        document = Document.read(text, source=source)
+        return model.model_validate(document.values)
+    except RecipeError as cause:
+        raise error(str(cause)) from None
+    except ValidationError as cause:
+        raise error(document.explain(cause, model=model)) from None
+
+
+def read_section(
+    path: Path, model: type[_Model], *, error: type[FedloraError], otherwise: str
+) -> _Model:
+    """Read a file as ``parse_section`` does.
+
+    Args:
+        path: of the file.
+        model: what it is to be.
+        error: what is raised.
+        otherwise: what to do when there is no such file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"{path}: it cannot be read ({cause}). {otherwise}") from None
+    return parse_section(text, model, source=str(path), error=error)
 
 
 def _collect_places(node: yaml.Node, path: _Path, *, places: dict[_Path, str], source: str) -> None:

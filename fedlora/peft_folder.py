@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from fedlora import atomic
 from fedlora.adapter import AdapterSpec, AdapterState, Factor, TensorSpec
 from fedlora.errors import AdapterError
-from fedlora.tensor_file import pieces
+from fedlora.tensor_file import pieces, read_header
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_KEY = re.compile(r"base_model\.model\.(?P<module>[\w.]{1,256})\.lora_(?P<factor>[AB])\.weight")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEY = re.compile(r"base_model\.model\.(?P<module>[\w.]{1,256})\.lora_(?P<factor>[AB])\.weight")
 _DTYPES = {"F32", "F16", "BF16"}
 _NAME_PATTERN = re.compile(r"\^?[\w.]{1,256}")
-_MOST_TENSORS, _LONGEST_HEADER, _MOST_PADDING = 20_000, 8 * 2**20, 16
+_MOST_TENSORS, _MOST_PADDING = 20_000, 16
 _MOST_PATTERNS, _LARGEST_CONFIG = 1_000, 2**20
 _LARGEST = sys.float_info.max
 _PLAIN = {
@@ -84,8 +84,8 @@ def write_peft_files(state: AdapterState, folder: Path) -> None:
         for tensor, values in state.factors()
     }
     text = json.dumps(config, indent=2) + "\n"
-    (folder / _CONFIG).write_text(text, encoding="utf-8")
-    with (folder / _WEIGHTS).open("wb") as file:
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    with (folder / WEIGHTS).open("wb") as file:
         file.writelines(pieces(tensors, metadata={"format": "pt"}))
 
 
@@ -113,10 +113,10 @@ def read_peft_folder(
         AdapterError: the folder holds no adapter, or one that is not plain LoRA.
     """
     config = _read_config(folder, base_model=base_model)
-    path = folder / _WEIGHTS
+    path = folder / WEIGHTS
     if not path.is_file():
-        raise AdapterError(f"{folder}: there is no {_WEIGHTS}. Pickled adapters are not read.")
-    tensors = _check_header(path, _read_header(path), config=config)
+        raise AdapterError(f"{folder}: there is no {WEIGHTS}. Pickled adapters are not read.")
+    tensors = _check_header(path, read_header(path), config=config)
     rank = max(config.rank_of(tensor.module) for tensor in tensors)
     spec = AdapterSpec(
         base_model=config.base_model,
@@ -176,8 +176,13 @@ def _first(pattern: Mapping[re.Pattern[str], _Value], module: str) -> _Value | N
     return next((value for key, value in pattern.items() if key.fullmatch(module)), None)
 
 
-def _read_config(folder: Path, *, base_model: str | None) -> _Config:
-    path = folder / _CONFIG
+def read_options(folder: Path) -> dict[str, Any]:
+    """Return what an adapter's configuration says, whatever it says.
+
+    Raises:
+        AdapterError: there is no configuration.
+    """
+    path = folder / CONFIG
     try:
         with path.open("rb") as file:
             config = json.loads(file.read(_LARGEST_CONFIG).decode())
@@ -185,6 +190,11 @@ def _read_config(folder: Path, *, base_model: str | None) -> _Config:
         raise AdapterError(f"{path}: an adapter's configuration was expected ({error}).") from None
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: an adapter's configuration was expected, a JSON object.")
+    return config
+
+
+def _read_config(folder: Path, *, base_model: str | None) -> _Config:
+    path, config = folder / CONFIG, read_options(folder)
     for key, value in config.items():
         harmless = value in _HARMLESS[key] if key in _HARMLESS else not value
         if key not in _WITHOUT_MEANING and not harmless:
@@ -250,24 +260,6 @@ def _read_target_modules(path: Path, config: Mapping[str, Any]) -> tuple[str, ..
     return tuple(modules) if names and not chosen else None
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """Return a safetensors file's header without trusting its length."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size):
-            raise AdapterError(f"{path}: a header of {length:,} bytes is not plausible.")
-        try:
-            header = json.loads(file.read(length))
-            with safe_open(path, framework="pt"):
-                pass  # it checks the offsets
-        except (ValueError, RecursionError, SafetensorError) as error:
-            raise AdapterError(f"{path}: this is not a safetensors file ({error}).") from None
-    if not isinstance(header, dict):
-        raise AdapterError(f"{path}: this is not a safetensors file.")
-    header.pop("__metadata__", None)
-    return header
-
-
 def _check_header(
     path: Path, header: Mapping[str, Any], *, config: _Config
 ) -> tuple[TensorSpec, ...]:
@@ -276,7 +268,7 @@ def _check_header(
         raise AdapterError(f"{path}: {len(header)} tensors are not plausible.")
     pairs: dict[str, dict[Factor, TensorSpec]] = {}
     for key, entry in header.items():
-        match = _KEY.fullmatch(key)
+        match = KEY.fullmatch(key)
         if match is None:
             raise AdapterError(f"{path}: {key!r:.100} is no LoRA factor; nothing else is read.")
         if entry["dtype"] not in _DTYPES or len(entry["shape"]) != 2:

@@ -1,41 +1,53 @@
-"""``fedlora chat``: ask the base model and the adapter the same question, side by side."""
+"""``fedlora chat``: ask the base model and adapters on it the same question, side by side."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.adapters_read import Registry
+from fedlora.errors import AdapterError, ReleaseError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedlora.runtime.conversation import Conversation
+
 
 def chat(
-    run: Annotated[
-        Path, typer.Argument(help="A run folder, or a release folder in PEFT's format.")
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, a folder in PEFT's format, or NAME, NAME@ALIAS or NAME@RELEASE of "
+            "the registry."
+        ),
     ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OTHER", help="One more adapter to ask; may be repeated."),
+    ] = None,
     ask: Annotated[
         list[str] | None,
         typer.Option(metavar="QUESTION", help="Ask this and stop; may be repeated."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="The base model, when it is not where the release says.")
+        str | None, typer.Option(help="The base model, when it is not where the adapter says.")
     ] = None,
+    registry: Registry = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 80,
 ) -> None:
-    """Ask the base model and the adapter the same question, side by side."""
-    from rich.console import Console
-    from rich.table import Table
+    """Ask the base model and adapters on it the same question, side by side.
 
-    from fedlora.runtime.aggregator.conversation import Conversation
+    An adapter that is named by an alias is replaced when the alias has moved.
+    """
+    from rich.console import Console
+
+    from fedlora.runtime.conversation import Conversation
 
     console = Console()
-    conversation = Conversation.open(run, base_model=base_model)
-
-    def answer(question: str) -> None:
-        base, adapted = conversation.ask(question, max_new_tokens=max_new_tokens)
-        table = Table("base", "with the adapter", title=question, expand=True, title_justify="left")
-        table.add_row(base, adapted)
-        console.print(table)
-
+    references = [adapter, *(against or [])]
+    conversation = Conversation.open(references, base_model=base_model, registry=registry)
     for question in ask or []:
-        answer(question)
+        _answer(conversation, question, console, max_new_tokens=max_new_tokens)
     if not ask:
         console.print("Ask a question; an empty line ends.", style="dim")
     while not ask:
@@ -45,4 +57,30 @@ def chat(
             break
         if not question:
             break
-        answer(question)
+        _follow(conversation, console)
+        _answer(conversation, question, console, max_new_tokens=max_new_tokens)
+
+
+def _follow(conversation: "Conversation", console: "Console") -> None:
+    try:
+        for speaker in conversation.follow():
+            text = f"{speaker.reference} is {(speaker.release or '')[:12]} now."
+            console.print(text, style="yellow", markup=False)
+    except (AdapterError, ReleaseError) as error:
+        console.print(f"Still the adapters from before: {error}", style="yellow", markup=False)
+
+
+def _answer(
+    conversation: "Conversation", question: str, console: "Console", *, max_new_tokens: int
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    answers = conversation.ask(question, max_new_tokens=max_new_tokens)
+    table = Table(title=Text(question), expand=True, title_justify="left")
+    table.add_column("base")
+    for speaker in conversation.speakers:
+        release = f" ({speaker.release[:8]})" if speaker.release else ""
+        table.add_column(Text(f"{speaker.reference}{release}"), overflow="fold")
+    table.add_row(*map(Text, answers))
+    console.print(table)

@@ -3,7 +3,7 @@
 All of it is computed from the factors, in float64; no matrix of a weight's size is ever formed.
 """
 
-from fedlora.products.algebra import balanced, change_inner, distance, inner, norm
+from fedlora.products.algebra import balanced, change_inner, distance, inner, inner_by_module, norm
 from fedlora.products.combination import Combined, combine
 from fedlora.products.spectral import spectral_norms
 
@@ -14,6 +14,7 @@ __all__ = [
     "combine",
     "distance",
     "inner",
+    "inner_by_module",
     "norm",
     "spectral_norms",
 ]

@@ -20,10 +20,20 @@ def inner(a: AdapterState, b: AdapterState) -> float:
     Raises:
         AdapterError: they are of different bases, or a module's shapes differ.
     """
+    return math.fsum(inner_by_module(a, b).values())
+
+
+def inner_by_module(a: AdapterState, b: AdapterState) -> dict[str, float]:
+    """Return the inner product of two adapters' products on each module that both have.
+
+    Raises:
+        AdapterError: as ``inner``.
+    """
     require_base(a.spec, b.spec)
     lefts = _products(a)
     rights = lefts if a is b else _products(b)
-    return a.spec.scaling * b.spec.scaling * _sum_of_inners(lefts, rights)
+    scaling = a.spec.scaling * b.spec.scaling
+    return {module: scaling * value for module, value in _inners(lefts, rights).items()}
 
 
 def norm(a: AdapterState) -> float:
@@ -60,7 +70,7 @@ def change_inner(received: AdapterState, u: AdapterUpdate, v: AdapterUpdate) -> 
     """
     lefts = _changes(received, u)
     rights = lefts if u is v else _changes(received, v)
-    return received.spec.scaling**2 * _sum_of_inners(lefts, rights)
+    return received.spec.scaling**2 * math.fsum(_inners(lefts, rights).values())
 
 
 def balanced(state: AdapterState) -> AdapterState:
@@ -151,9 +161,9 @@ def _changes(received: AdapterState, update: AdapterUpdate) -> dict[str, list[_P
     return changes
 
 
-def _sum_of_inners(
+def _inners(
     lefts: Mapping[str, Sequence[_Product]], rights: Mapping[str, Sequence[_Product]]
-) -> float:
+) -> dict[str, float]:
     pairs = [
         _Pair(module=module, left=left, right=rights[module])
         for module, left in lefts.items()
@@ -166,7 +176,8 @@ def _sum_of_inners(
                 f"{pair.module}: products of one shape were expected, but they are {shape} and "
                 f"{other}."
             )
-    return math.fsum(spread(_inner_of_pair, pairs))
+    values = spread(_inner_of_pair, pairs)
+    return {pair.module: value for pair, value in zip(pairs, values, strict=True)}
 
 
 def _inner_of_pair(pair: _Pair, workspace: Workspace) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedlora.release.folder import Release
 from fedlora.release.pull import Puller
+from fedlora.release.registry.client import RegistryClient
 from fedlora.release.registry_file import RegistryFile, registry_path
 from fedlora.release.source import Target
 from fedlora.release.store import Store
@@ -30,7 +31,10 @@ def target_of(registry: Path | None) -> tuple[Target, RegistryFile]:
     """
     path = registry_path(registry)
     file = RegistryFile.read(path)
-    return Store(path.parent, key=file.key), file
+    if file.address is None:
+        return Store(path.parent, key=file.key), file
+    ca = file.ca_certificate.encode() if file.ca_certificate else None
+    return RegistryClient(file.address, key=file.key, ca=ca, token=file.token), file
 
 
 def puller(registry: Path | None) -> Puller:

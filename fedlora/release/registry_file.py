@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from fedlora import atomic
-from fedlora.document import Document, write_yaml
-from fedlora.errors import RecipeError, ReleaseError
+from fedlora.document import read_section, write_yaml
+from fedlora.errors import ReleaseError
 from fedlora.sections import Section
 from fedlora.signing import PublicKey, RawKey
 
@@ -50,15 +50,12 @@ class RegistryFile(Section):
         Raises:
             ReleaseError: there is none, or it says something else.
         """
-        try:
-            document = Document.read(path.read_text(encoding="utf-8"), source=str(path))
-            return cls.model_validate(document.values)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ReleaseError(f"{path}: no registry file can be read there ({error}).") from None
-        except RecipeError as error:
-            raise ReleaseError(str(error)) from None
-        except ValidationError as error:
-            raise ReleaseError(document.explain(error, model=cls)) from None
+        return read_section(
+            path,
+            cls,
+            error=ReleaseError,
+            otherwise="The publisher of the releases hands out such a registry file.",
+        )
 
     def write(self, path: Path) -> None:
         """Write it.

@@ -44,7 +44,8 @@ class Store:
         self.key = key
 
     def names(self) -> Sequence[str]:
-        return sorted(p.name for p in (self.path / "index").glob("[!.]*") if any(p.iterdir()))
+        firsts = (self.path / "index").glob("*/00000001.json")  # a kill can leave a folder without
+        return sorted(path.parent.name for path in firsts)
 
     def index(self, name: str) -> bytes:
         paths = self._versions(name)
@@ -69,8 +70,8 @@ class Store:
     def watch(self, name: str, *, after: int) -> Iterator[bytes]:
         self.index(name)  # or there is nothing to watch
         while True:
-            for path in self._versions(name)[after:]:
-                yield path.read_bytes()
+            for envelope in self.since(name, after=after):
+                yield envelope
                 after += 1
             time.sleep(_LOOK)
 
@@ -88,6 +89,12 @@ class Store:
             if not entry.collected and not (self.path / "releases" / release).is_dir():
                 raise ReleaseError(f"{self.path}: there is no release {release[:12]} to list.")
         self._commit(index, envelope)
+
+    def since(self, name: str, *, after: int) -> Iterator[bytes]:
+        """Yield each sealed index of a name that is there with a version above ``after``."""
+        while (path := self._version(name, after + 1)).exists():
+            yield path.read_bytes()
+            after += 1
 
     def history(self, name: str) -> Sequence[Index]:
         """Return all versions of a name's index, oldest first."""
@@ -115,7 +122,7 @@ class Store:
         return index
 
     def _commit(self, index: Index, envelope: bytes) -> None:
-        path = self.path / "index" / index.name / f"{index.version:08}.json"
+        path = self._version(index.name, index.version)
         if not atomic.create_file(path, envelope):
             raise ReleaseError(
                 f"{index.name}: somebody else was quicker with version {index.version}. Try again."
@@ -136,6 +143,9 @@ class Store:
         if not is_release(release) or not folder.is_dir():
             raise ReleaseError(f"{self.path}: there is no release {release[:64]!r}.")
         return folder
+
+    def _version(self, name: str, version: int) -> Path:
+        return self.path / "index" / name / f"{version:08}.json"
 
     def _versions(self, name: str) -> list[Path]:
         if not re.fullmatch(NAME, name):

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from fedlora.document import Document, write_yaml
-from fedlora.errors import EnrolmentError, RecipeError
+from fedlora.document import read_section, write_yaml
+from fedlora.errors import EnrolmentError
 from fedlora.sections import Name, Section
 from fedlora.signing import PublicKey, RawKey
 
@@ -88,18 +88,12 @@ class JoinBundle(Section):
         Raises:
             EnrolmentError: there is none, or a key is missing, unknown or wrong.
         """
-        try:
-            document = Document.read(path.read_text(encoding="utf-8"), source=str(path))
-            return cls.model_validate(document.values)
-        except (OSError, UnicodeDecodeError) as error:
-            raise EnrolmentError(
-                f"{path}: no join bundle can be read there ({error}). "
-                "The aggregator's operator makes one with fedlora server invite."
-            ) from error
-        except RecipeError as error:
-            raise EnrolmentError(str(error)) from error
-        except ValidationError as error:
-            raise EnrolmentError(document.explain(error, model=cls)) from error
+        return read_section(
+            path,
+            cls,
+            error=EnrolmentError,
+            otherwise="The aggregator's operator makes a join bundle with fedlora server invite.",
+        )
 
     def to_yaml(self) -> str:
         """Return the text that ``read`` reads."""

@@ -15,10 +15,11 @@ GENERATED = sorted(path for path in (ROOT / "fedlora").rglob("*_pb2*") if path.s
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the modules as ``make protos`` would generate them now."""
     folder = tmp_path_factory.mktemp("protos")
-    options = ["-I", str(ROOT / "proto"), f"--python_out={folder}", f"--pyi_out={folder}"]
-    subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", *options, *map(str, PROTOS)], check=True
-    )
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(ROOT / "proto")]
+    messages = [f"--python_out={folder}", f"--pyi_out={folder}", *map(str, PROTOS)]
+    subprocess.run([*protoc, *messages], check=True)
+    services = [str(path) for path in PROTOS if "\nservice " in path.read_text()]
+    subprocess.run([*protoc, f"--grpc_python_out={folder}", *services], check=True)
     return folder
 
 

@@ -150,7 +150,7 @@ def test_chat_answers_with_base_and_adapter(fedlora, recipe):
     assert code == 0
     assert "What is a fig?" in out
     assert "base" in out
-    assert "with the adapter" in out
+    assert "runs/small-" in out
 
 
 def test_the_last_override_wins(fedlora, recipe):

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from fedlora.document import Document
-from fedlora.errors import PolicyError, RecipeError
+from fedlora.document import read_section
+from fedlora.errors import PolicyError
 from fedlora.gate.policy import Policy
 from fedlora.recipe import EMBEDDED, Recipe
 from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset, Name, Section, Source
@@ -52,18 +52,12 @@ def read_site(path: Path) -> SiteConfiguration:
         PolicyError: the file is missing, is not YAML, has no policy, or a key is unknown or wrong;
             the file, the line and the key are named.
     """
-    try:
-        document = Document.read(path.read_text(encoding="utf-8"), source=str(path))
-        site = SiteConfiguration.model_validate(document.values)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(
-            f"{path}: the site's configuration cannot be read ({error}). Without it nothing runs "
-            "here; client/site.example.yaml shows one."
-        ) from None
-    except RecipeError as error:
-        raise PolicyError(str(error)) from None
-    except ValidationError as error:
-        raise PolicyError(document.explain(error, model=SiteConfiguration)) from None
+    site = read_section(
+        path,
+        SiteConfiguration,
+        error=PolicyError,
+        otherwise="Without a policy nothing runs here; client/site.example.yaml shows one.",
+    )
     folder = path.resolve().parent
     text = site.public_text
     update = {

@@ -5,9 +5,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fedlora.document import Document, write_yaml
+from fedlora.document import parse_section, read_section, write_yaml
 from fedlora.errors import RunError
 from fedlora.sections import Section
 
@@ -70,10 +70,12 @@ class Configuration(Section):
             RunError: a name is none.
         """
         text = write_yaml({"hosts": list(hosts)})
-        first = cls.from_yaml(text, source="--host")
+        first = parse_section(text, cls, source="--host", error=RunError)
         port = _split(hosts[0])[1]
         chosen = f"{text}port: {port}\n" if port else text
-        return first if chosen == text else cls.from_yaml(chosen, source="--host")
+        return (
+            first if chosen == text else parse_section(chosen, cls, source="--host", error=RunError)
+        )
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -82,28 +84,12 @@ class Configuration(Section):
         Raises:
             RunError: there is none, or a key is missing, unknown or wrong.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise RunError(
-                f"{path.parent}: this is not an aggregator's folder (no {path.name}: "
-                f"{error.strerror}). Make one with fedlora server init."
-            ) from error
-        return cls.from_yaml(text, source=str(path))
-
-    @classmethod
-    def from_yaml(cls, text: str, *, source: str) -> Self:
-        """Read a configuration from YAML.
-
-        Raises:
-            RecipeError: it is not YAML, or gives a key twice.
-            RunError: a key is missing, unknown or wrong.
-        """
-        document = Document.read(text, source=source)
-        try:
-            return cls.model_validate(document.values)
-        except ValidationError as error:
-            raise RunError(document.explain(error, model=cls)) from error
+        return read_section(
+            path,
+            cls,
+            error=RunError,
+            otherwise="An aggregator's folder has one: make it with fedlora server init.",
+        )
 
 
 def _split(host: str) -> tuple[str, str]:

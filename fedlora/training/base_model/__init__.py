@@ -3,9 +3,19 @@
 The only importer of transformers, PEFT, bitsandbytes and the hub's client.
 """
 
-from fedlora.training.base_model.facts import BaseFacts, describe
-from fedlora.training.base_model.files import digest, resolve
-from fedlora.training.base_model.generation import generate
+from fedlora.training.base_model.facts import BaseFacts, describe, mergeable
+from fedlora.training.base_model.files import digest, other_files, resolve, weight_files
+from fedlora.training.base_model.panel import Panel
 from fedlora.training.base_model.resident import BaseModel
 
-__all__ = ["BaseFacts", "BaseModel", "describe", "digest", "generate", "resolve"]
+__all__ = [
+    "BaseFacts",
+    "BaseModel",
+    "Panel",
+    "describe",
+    "digest",
+    "mergeable",
+    "other_files",
+    "resolve",
+    "weight_files",
+]

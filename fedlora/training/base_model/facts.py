@@ -16,6 +16,7 @@ from fedlora.training.base_model.targets import (
     factor_shapes,
     linear_modules,
     select,
+    separate_linears,
     shortest_names,
 )
 
@@ -57,6 +58,21 @@ def describe(recipe: Recipe) -> BaseFacts:
         device=str(device),
         memory=estimate(skeleton, linear_modules(skeleton), _workload(recipe, spec, skeleton)),
     )
+
+
+def mergeable(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return ``(out_features, in_features)`` of each weight that can be changed by itself.
+
+    Keys are the paths of their modules. Left out are layers that are not linear or keep their
+    weight transposed (GPT-2's Conv1D), and weights that several modules share.
+
+    Raises:
+        BaseModelError: the model is no causal language model that transformers knows.
+    """
+    return {
+        path: (linear.out_features, linear.in_features)
+        for path, linear in separate_linears(load_skeleton(folder)).items()
+    }
 
 
 def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> AdapterSpec:

@@ -24,7 +24,11 @@ _TOKENS = (
 )
 """What decides a text's tokens; ``tokenizer_config.json`` may hold the chat template, too."""
 _IDENTITY = ("config.json", *_WEIGHTS, *_TOKENS, "chat_template*")
-_DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "*.txt")
+_SMALL = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "*.txt")
+_DOWNLOADED = (*_SMALL, *_WEIGHTS)
+_TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+_ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_INDICES = ".index.json"
 
 
 def resolve(reference: str, revision: str | None) -> Path:
@@ -89,6 +93,34 @@ def _digest_of(folder: Path, patterns: Iterable[str]) -> str:
     except OSError as error:
         raise BaseModelError(f"{error.filename}: cannot be read ({error.strerror}).") from None
     return total.hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that a base model's weights are loaded from, as transformers chooses them.
+
+    Raises:
+        BaseModelError: the index of several files is broken, or names one that is not there.
+    """
+    index = folder / _INDEX
+    if (folder / _ONE_FILE).is_file() or not index.is_file():
+        return [folder / _ONE_FILE]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / name for name in names if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BaseModelError(f"{index}: an index of safetensors files was expected.") from None
+    if len(paths) != len(names) or not all(path.is_file() for path in paths):
+        raise BaseModelError(f"{index}: it names files that are not there. Get the model again.")
+    return paths
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Return the files that belong to a base model beside its weights: all but other copies of it.
+
+    Configuration, tokenizer, chat template, and the terms that it is licensed under.
+    """
+    found = {path for pattern in (*_SMALL, *_TERMS) for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file() and not path.name.endswith(_INDICES))
 
 
 @lru_cache(maxsize=512)

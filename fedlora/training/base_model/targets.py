@@ -1,5 +1,6 @@
 """Which modules of a network carry LoRA."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -17,6 +18,23 @@ def linear_modules(network: PreTrainedModel) -> dict[str, nn.Linear]:
         path: module
         for path, module in network.named_modules()
         if isinstance(module, nn.Linear) and module is not head
+    }
+
+
+def separate_linears(network: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Return the linear modules by path whose weights belong to no other module too.
+
+    The output head is among them unless it shares the embedding's weights.
+    """
+    owners = Counter(
+        id(parameter)
+        for module in network.modules()
+        for parameter in module.parameters(recurse=False)
+    )
+    return {
+        path: module
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear) and owners[id(module.weight)] == 1
     }
 
 

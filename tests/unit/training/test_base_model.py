@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from fedlora.adapter import AdapterState
 from fedlora.errors import BaseModelError
-from fedlora.training.base_model import BaseModel, describe, digest, generate, resolve
+from fedlora.training.base_model import BaseModel, Panel, describe, digest, resolve
 from fedlora.training.base_model.files import part_digests
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
@@ -263,9 +263,10 @@ def test_the_answer_is_greedy_and_ends_at_the_end_token(recipe_of, folder, batch
     steps = {"first_step": 0, "total_steps": 12, "seed": "0"}
     keys = {"gradient": plain_gradient(recipe), "part": base.spec, "recipe": recipe}
     train_local(base, start, [[lesson]] * 12, **keys, **steps)
-    assert generate(base, "Which number?", max_new_tokens=20) == "forty-two"
-    with base.adapter_off():
-        assert generate(base, "Which number?", max_new_tokens=5) != "forty-two"
+    plain, adapted = Panel.load(recipe, [base.adapter()]).answers(
+        "Which number?", max_new_tokens=20
+    )
+    assert adapted == "forty-two" != plain
 
 
 def test_a_network_without_linear_modules_is_refused(recipe_of, folder):

@@ -95,7 +95,7 @@ def test_what_is_wrong_is_named(tmp_path, old, new, reason):
 
 def test_a_missing_file_is_no_configuration(tmp_path):
     """Nor is one that is not text."""
-    with pytest.raises(PolicyError, match=r"cannot be read .*Without it nothing runs here"):
+    with pytest.raises(PolicyError, match=r"cannot be read .*Without a policy nothing runs here"):
         read_site(tmp_path / "site.yaml")
     (tmp_path / "site.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(PolicyError, match="cannot be read"):

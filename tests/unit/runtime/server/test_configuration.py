@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.document import write_yaml
+from fedlora.document import parse_section, write_yaml
 from fedlora.errors import FedloraError, RunError
 from fedlora.runtime.server.configuration import Configuration
 
@@ -35,7 +35,7 @@ def test_a_configuration_survives_its_yaml():
     """What init writes is what start reads."""
     configuration = Configuration.of(["fl.example.org:9500"])
     text = write_yaml(configuration.model_dump(mode="json"))
-    assert Configuration.from_yaml(text, source="x") == configuration
+    assert parse_section(text, Configuration, source="x", error=RunError) == configuration
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_configuration_survives_its_yaml():
 def test_a_wrong_configuration_names_line_and_key(text, said):
     """An operator learns where to look."""
     with pytest.raises(FedloraError) as caught:
-        Configuration.from_yaml(text, source="aggregator.yaml")
+        parse_section(text, Configuration, source="aggregator.yaml", error=RunError)
     assert said in str(caught.value)
 
 

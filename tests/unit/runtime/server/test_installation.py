@@ -69,7 +69,7 @@ def test_a_bundle_that_was_changed_on_the_way_is_refused(folder, tmp_path):
     path.write_text(good + "node_key: x\n")
     with pytest.raises(EnrolmentError, match="node_key"):
         JoinBundle.read(path)
-    with pytest.raises(EnrolmentError, match="no join bundle"):
+    with pytest.raises(EnrolmentError, match="makes a join bundle"):
         JoinBundle.read(tmp_path / "nowhere.yaml")
 
 

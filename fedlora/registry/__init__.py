@@ -1,0 +1,1 @@
+"""The registry's protocol; who speaks it is ``fedlora.release.registry``."""

@@ -1,0 +1,164 @@
+"""The client of a registry: it goes on where it can, and says what is wrong where it cannot."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from fedlora.errors import ReleaseError
+from fedlora.release.publisher import Publisher
+from fedlora.release.pull import Puller
+from fedlora.release.registry import client as module
+from fedlora.release.registry.client import RegistryClient
+from fedlora.release.registry.limits import Limits
+from simulations.published import Scene, manifest_of
+from tests.registry import Authority, Line, served
+
+LARGE = 12 * 2**20
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene.new(tmp_path)
+
+
+def large(scene: Scene) -> Path:
+    """Return a draft with a file of many chunks."""
+    folder = scene.draft()
+    with (folder / "README.md").open("ab") as file:
+        file.truncate(LARGE)
+    return folder
+
+
+def publish_large(scene: Scene) -> str:
+    """Publish it to the store."""
+    folder = large(scene)
+    return scene.publisher.publish(folder, manifest_of(folder)).id
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for less long."""
+    monkeypatch.setattr(module, "_WAITS", (0.01, 0.01))
+
+
+def test_a_download_goes_on_where_its_line_broke(scene: Scene, tmp_path: Path) -> None:
+    """Three times in the middle; few bytes come twice, and all are right."""
+    release = publish_large(scene)
+    with (
+        served(scene.store) as running,
+        Line(running.address, cuts=[8 * 2**20, 3 * 2**20, 3 * 2**20]) as line,
+        RegistryClient(line.address, key=scene.signer.public) as client,
+    ):
+        puller = Puller(client, scene.signer.public, home=tmp_path / "elsewhere")
+        pulled = puller.pull("demo", into=tmp_path / "here")
+    assert pulled.id == release
+    assert line.connections == 4
+    assert line.bytes < 20 * 2**20  # from the beginning each time, it would be 26
+
+
+def test_an_upload_that_broke_is_sent_again(scene: Scene) -> None:
+    """From its beginning; what is there afterwards is whole, and there once."""
+    folder = large(scene)
+    with (
+        served(scene.store) as running,
+        Line(running.address, cuts=[5 * 2**20]) as line,
+        RegistryClient(line.address, key=scene.signer.public) as client,
+    ):
+        release = Publisher(client, scene.signer).publish(folder, manifest_of(folder))
+    assert line.connections == 2
+    assert scene.publisher.index("demo").in_order == [release.id]
+
+
+def test_a_registry_that_restarts_is_waited_for(scene: Scene) -> None:
+    """A watch goes on, too, with what was published meanwhile."""
+    scene.publish()
+    [port] = free_ports()
+    address = f"127.0.0.1:{port}"
+    with RegistryClient(address, key=scene.signer.public) as client:
+        watched = client.watch("demo", after=0)
+        with served(scene.store, address=address):
+            assert client.names() == ["demo"]
+            next(watched)
+        scene.publisher.renew("demo")
+        with served(scene.store, address=address):
+            assert next(watched) == scene.store.index("demo")
+            assert client.names() == ["demo"]
+        watched.close()
+
+
+def free_ports() -> list[int]:
+    """Return a port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return [server.getsockname()[1]]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_nobody_there_is_told_with_the_address(scene: Scene) -> None:
+    """After a few tries, of each call."""
+    [port] = free_ports()
+    with RegistryClient(f"127.0.0.1:{port}", key=scene.signer.public) as client:
+        for call in (
+            client.names,
+            lambda: client.index("demo"),
+            lambda: next(client.read("ab" * 32, "README.md")),
+            lambda: next(client.watch("demo", after=0)),
+        ):
+            with pytest.raises(
+                ReleaseError, match=rf"^127.0.0.1:{port}: .*UNAVAILABLE.*Is the registry running"
+            ):
+                call()
+
+
+def test_a_registry_that_does_not_answer_is_given_up(scene: Scene) -> None:
+    """After the deadline of a call."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        limits = Limits(call_s=0.3)
+        with RegistryClient(address, key=scene.signer.public, limits=limits) as client:
+            began = time.monotonic()
+            with pytest.raises(ReleaseError, match="DEADLINE_EXCEEDED"):
+                client.names()
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("impatient")
+def test_tls_is_to_the_registry_that_the_authority_signed_for(scene: Scene, tmp_path: Path) -> None:
+    """With it all works; with another authority, or without TLS, no call is made."""
+    ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    release = scene.publish()
+    with served(scene.store, tls=ours.pair("registry")) as running:
+        ca = ours.certificate.read_bytes()
+        with RegistryClient(running.address, key=scene.signer.public, ca=ca) as client:
+            puller = Puller(client, scene.signer.public, home=tmp_path / "elsewhere")
+            assert puller.pull("demo").id == release.id
+        other = theirs.certificate.read_bytes()
+        with (
+            RegistryClient(running.address, key=scene.signer.public, ca=other) as client,
+            pytest.raises(ReleaseError, match=r"Tls handshake failed.*UNAVAILABLE"),
+        ):
+            client.names()
+        with (
+            RegistryClient(running.address, key=scene.signer.public) as client,
+            pytest.raises(ReleaseError, match="UNAVAILABLE"),
+        ):
+            client.names()
+    assert {line.get("method") for line in running.lines} == {
+        None,
+        "ListReleases",
+        "GetRelease",
+        "DownloadArtifact",
+    }
+
+
+def test_what_a_registry_says_moves_no_cursor() -> None:
+    """Its words are printed without control characters, and not at length."""
+    assert module._plain("a\x1b[2Jb\nc\u202ed") == "a [2Jb c d"
+    assert len(module._plain("x" * 10_000)) == 500
+
+
+def test_an_address_that_is_none_is_refused(scene: Scene) -> None:
+    """When the client is made."""
+    with pytest.raises(ReleaseError, match="HOST:PORT"):
+        RegistryClient("https://registry.example.org", key=scene.signer.public)
