@@ -88,7 +88,6 @@ class Publication:
 
     def _publish(self, number: int) -> ReleasePublished:
         gate, publisher = self.run.recipe().publish, Publisher(self.target, self.signer)
-        name = self.run.recipe().name
         before = parent_of(publisher, self.run.recipe())
         with tempfile.TemporaryDirectory(prefix=".release-", dir=self.run.path) as place:
             folder = Path(place) / "release"
