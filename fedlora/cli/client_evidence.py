@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli.arguments import SiteDir
+from fedlora.cli.arguments import SiteDir, opened_site
 
 if TYPE_CHECKING:
     from fedlora.gate.evidence.signing import PublicKey
@@ -104,11 +104,10 @@ def export(
     from fedlora.gate.evidence import pack
     from fedlora.gate.evidence.log import EvidenceLog
     from fedlora.gate.evidence.signing import PublicKey, Signer
-    from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.enrolment import JoinBundle
     from fedlora.runtime.reports.evidence import page_of
 
-    folder = SiteFolder(path)
+    folder = opened_site(path)
     bundle = JoinBundle.read(folder.join)
     site, aggregator = bundle.site, PublicKey.of(bundle.aggregator_key)
     signer = Signer.load(folder.gate_key)
@@ -121,8 +120,9 @@ def export(
         page=lambda entries: page_of(entries, site=site, key=fingerprint),
     )
     typer.echo(f"{to}: {head.count} entries; the last has the hash {head.hash}.")
-    typer.echo(f"Give the auditor your gate's key by another way: {fingerprint}")
-    typer.echo(f"They check it with: fedlora client evidence verify {to} --gate-key …")
+    public = folder.gate_key.with_name(f"{folder.gate_key.name}.pub")
+    typer.echo(f"Give the auditor {public} by another way; its fingerprint is {fingerprint}.")
+    typer.echo(f"They check it with: fedlora client evidence verify {to} --gate-key {public.name}")
 
 
 def _verified_site(
@@ -130,10 +130,9 @@ def _verified_site(
 ) -> "Findings":
     from fedlora.gate.evidence.signing import PublicKey
     from fedlora.gate.evidence.verification import verify_log
-    from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.enrolment import JoinBundle
 
-    folder = SiteFolder(path)
+    folder = opened_site(path)
     bundle = JoinBundle.read(folder.join)
     joined = PublicKey.of(bundle.aggregator_key)
     gate = gate or PublicKey.read(folder.gate_key.with_name("gate.key.pub"))
