@@ -12,8 +12,22 @@ Path = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,200}$")]
 Module = Annotated[tuple[Path, Count, Count], Field(strict=False)]
 """A module's path, its output features and its input features."""
 
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""SHA-256 in hexadecimal."""
 
-class Lock(Section):
+
+class BaseDigests(Section):
+    """What the parts of a base model are, each by itself."""
+
+    weights_digest: Digest
+    """Over names and contents of its safetensors files."""
+    tokenizer_digest: Digest
+    """Over names and contents of the tokenizer's files."""
+    chat_template_digest: Digest | None = None
+    """Of the template's text; absent where the base has none."""
+
+
+class Lock(BaseDigests):
     """The base model that a recipe means, and the modules that it adapts there.
 
     ``fedlora recipe lock`` writes it where the base is; nobody writes it by hand. With the recipe's
@@ -23,7 +37,7 @@ class Lock(Section):
     base_model: str
     """The base as the recipe named it when it was locked; a site may keep it elsewhere."""
     base_model_revision: str | None = None
-    base_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    base_digest: Digest
     """SHA-256 over weights, configuration, tokenizer and chat template."""
     target_modules: Strings
     """What PEFT needs in order to find the adapted modules again."""

@@ -65,6 +65,12 @@ def write_peft_folder(state: AdapterState, folder: Path) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
+    with atomic.new_folder(folder) as temporary:
+        write_peft_files(state, temporary)
+
+
+def write_peft_files(state: AdapterState, folder: Path) -> None:
+    """Write the files of ``write_peft_folder`` into a folder that nobody reads yet."""
     spec = state.spec
     config = _PLAIN | {
         "base_model_name_or_path": spec.base_model,
@@ -77,11 +83,10 @@ def write_peft_folder(state: AdapterState, folder: Path) -> None:
         f"base_model.model.{tensor.name}.weight": values.contiguous()
         for tensor, values in state.factors()
     }
-    with atomic.new_folder(folder) as temporary:
-        text = json.dumps(config, indent=2) + "\n"
-        (temporary / CONFIG).write_text(text, encoding="utf-8")
-        with (temporary / WEIGHTS).open("wb") as file:
-            file.writelines(pieces(tensors, metadata={"format": "pt"}))
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    with (folder / WEIGHTS).open("wb") as file:
+        file.writelines(pieces(tensors, metadata={"format": "pt"}))
 
 
 def read_peft_folder(

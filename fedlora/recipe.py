@@ -14,16 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 from fedlora.document import Document, write_yaml
 from fedlora.errors import RecipeError
 from fedlora.lock import Lock
-from fedlora.sections import (
-    Count,
-    Dataset,
-    Federation,
-    Name,
-    Privacy,
-    Section,
-    Simulation,
-    Wire,
-)
+from fedlora.publish import Publish
+from fedlora.sections import Count, Dataset, Federation, Name, Privacy, Section, Simulation, Wire
 
 EMBEDDED = "embedded"
 """Base model that means the small model inside the package."""
@@ -77,6 +69,7 @@ class Recipe(Section):
     federation: Federation = Federation()
     wire: Wire = Wire()
     simulation: Simulation = Simulation()
+    publish: Publish = Publish()
     lock: Lock | None = None
 
     @model_validator(mode="before")
@@ -177,6 +170,7 @@ class Recipe(Section):
             records={site: self.records_of(site) for site in self.site_names},
             batch_size=self.batch_size,
         )
+        self.publish.require_fit(self.federation)
         return self
 
     @property
@@ -251,6 +245,11 @@ class Recipe(Section):
         """
         most = self.federation.local_steps * self.batch_size
         return range(1 if self.privacy.unit == "none" else most, most + 1)
+
+    @property
+    def asked_rounds(self) -> frozenset[int]:
+        """After which rounds sites are asked to evaluate, be it on the public text alone."""
+        return self.federation.evaluated_rounds | self.publish.text_rounds(self.federation)
 
     @property
     def total_steps(self) -> int:

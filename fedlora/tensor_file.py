@@ -17,8 +17,6 @@ from torch import Tensor
 
 from fedlora.errors import AdapterError
 
-_LONGEST_HEADER = 8 * 2**20
-"""Bytes."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -36,6 +34,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of each tensor, in the order in which they lie in the file."""
+
+_LONGEST_HEADER = 8 * 2**20
+"""Bytes."""
 
 
 def pieces(

@@ -61,7 +61,7 @@ class Loopback:
         prepare: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.folder = folder
-        self.recipe = recipe if recipe.lock else locked(recipe, describe(recipe).spec)
+        self.recipe = recipe if recipe.lock else _locked(recipe)
         self.server = ServerFolder(folder / "aggregator")
         self.sites = {name: SiteFolder(folder / name) for name in recipe.site_names}
         self.runs = Runs(self.server.runs)
@@ -224,3 +224,8 @@ def free_ports(count: int) -> list[int]:
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
         ]
         return [int(server.getsockname()[1]) for server in servers]
+
+
+def _locked(recipe: Recipe) -> Recipe:
+    base = describe(recipe)
+    return locked(recipe, base.spec, base.digests)

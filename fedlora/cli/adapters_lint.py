@@ -118,10 +118,12 @@ def _print(report: "Report") -> None:
 
 
 def _title(report: "Report") -> str:
+    from fedlora.release.engines.adapter import shown
+
     adapter = report.adapter
     modules, kinds = len(adapter.factors), len(adapter.kinds)
     facts = f"rank {adapter.rank}, alpha {adapter.alpha:g}, {modules} modules of {kinds} kinds"
-    return f"{adapter.path}: {facts}, for {adapter.base_model or 'a base that it does not name'}"
+    return f"{adapter.path}: {facts}, for {shown(adapter.base_model) or 'no base'}"
 
 
 def _details(finding: "Finding") -> object:

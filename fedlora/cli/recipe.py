@@ -28,13 +28,13 @@ def lock(
     from fedlora.training.base_model import describe
 
     recipe = recipe_of(arguments)
-    spec = describe(recipe).spec
-    recipe = locked(recipe, spec)
+    base = describe(recipe)
+    recipe = locked(recipe, base.spec, base.digests)
     if into is None:
         typer.echo(recipe.to_yaml(), nl=False)
         return
     atomic.write_file(into, recipe.to_yaml())
-    typer.echo(f"{into}\nrecipe digest  {recipe.digest}\nbase digest    {spec.base_digest}")
+    typer.echo(f"{into}\nrecipe digest  {recipe.digest}\nbase digest    {base.spec.base_digest}")
 
 
 @app.command()

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedlora.cli.adapters_read import Registry
 from fedlora.cli.arguments import recipe_of
-from fedlora.errors import RecipeError
+from fedlora.errors import RecipeError, ReleaseError
 
 if TYPE_CHECKING:
     from fedlora.recipe import Recipe
+    from fedlora.release.source import Target
     from fedlora.runtime.run_folder import RunFolder
+    from fedlora.signing import Signer
 
 DEMO = Path(__file__).parent.parent / "demo.yaml"
 
@@ -38,6 +41,14 @@ def simulate(
             help="Also train each site alone and all data pooled: simulation.compare.",
         ),
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Publish with this private key, to --registry: what the recipe's publish says.",
+        ),
+    ] = None,
+    registry: Registry = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what it would cost, stop.")
     ] = False,
@@ -51,7 +62,7 @@ def simulate(
     if resume:
         if arguments or engine or compare is not None or dry_run:
             raise RecipeError("--resume goes on with the run's own recipe: give nothing beside it.")
-        _go_on(resume)
+        _go_on(resume, key=key, registry=registry)
         return
     recipe = _read(arguments or [], engine=engine, compare=compare)
 
@@ -65,7 +76,8 @@ def simulate(
         tables.print_plan(planned)
         return
     tables.print_plan(planned)
-    _play(simulation.start(planned, runs=runs))
+    target = _target(key, registry)
+    _play(simulation.start(planned, runs=runs), target)
 
 
 def _read(arguments: list[str], *, engine: Engine | None, compare: bool | None) -> "Recipe":
@@ -77,20 +89,35 @@ def _read(arguments: list[str], *, engine: Engine | None, compare: bool | None) 
     return recipe_of(arguments, default=DEMO, overrides=overrides)
 
 
-def _go_on(path: Path) -> None:
+def _go_on(path: Path, *, key: Path | None, registry: Path | None) -> None:
     from fedlora.runtime import simulation
 
-    _play(simulation.resume(path))
+    target = _target(key, registry)
+    _play(simulation.resume(path), target)
 
 
-def _play(run: "RunFolder") -> None:
+def _target(key: Path | None, registry: Path | None) -> "tuple[Target, Signer] | None":
+    """Return where to publish and the key to sign with, before a run begins; None for nowhere."""
+    from fedlora.release.home import target_of
+    from fedlora.signing import Signer
+
+    if key is None:
+        if registry:
+            raise ReleaseError("--registry without --key publishes nothing: give both or neither.")
+        return None
+    return target_of(registry)[0], Signer.load(key)
+
+
+def _play(run: "RunFolder", published: "tuple[Target, Signer] | None") -> None:
     from fedlora.cli import tables
     from fedlora.cli.view import RunView
+    from fedlora.runtime.publication import Publication
     from fedlora.runtime.simulation import simulate as play
 
     try:
         with RunView() as view:
-            play(run, observe=view)
+            observe = Publication(run, *published, view).begin() if published else view
+            play(run, observe=observe)
     except BaseException as stop:
         typer.echo(f"\nStopped. Go on with: fedlora simulate --resume {run.path}", err=True)
         if isinstance(stop, KeyboardInterrupt):

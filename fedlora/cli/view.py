@@ -15,6 +15,8 @@ from fedlora.runtime.events import (
     BaselineProgress,
     EvaluationFailed,
     Event,
+    PublicationFailed,
+    ReleasePublished,
     RoundFinished,
     RoundStarted,
     RunStarted,
@@ -67,9 +69,8 @@ class RunView:
                 if event.refused:
                     text = f"        {event.site} refused: {event.refused}"
                     self.console.print(text, style="yellow", markup=False)
-            case EvaluationFailed():
-                text = f"        {event.site} could not evaluate: {event.reason}"
-                self.console.print(text, style="yellow", markup=False)
+            case EvaluationFailed() | ReleasePublished() | PublicationFailed():
+                self._say(event)
             case RoundFinished():
                 self._played += event.record["round"] > 0
                 self.console.print(self._line(event.record), soft_wrap=True)
@@ -77,6 +78,19 @@ class RunView:
                 if not self._baseline or self._baseline.name != event.name:
                     self.console.print(f"comparing with {_alone(event)}", style="dim")
                 self._baseline = event
+
+    def _say(self, event: EvaluationFailed | ReleasePublished | PublicationFailed) -> None:
+        match event:
+            case EvaluationFailed():
+                troubles: tuple[str, ...] = (f"{event.site} could not evaluate: {event.reason}",)
+            case PublicationFailed():
+                troubles = (f"not published: {event.reason}",)
+            case ReleasePublished():
+                where = event.promoted or "candidate, held back"
+                self.console.print(f"        release {event.release[:12]}: {where}", markup=False)
+                troubles = event.held_back
+        for text in troubles:
+            self.console.print(f"        {text}", style="yellow", markup=False)
 
     def _header(self) -> str:
         sites = "".join(f"{site[:7]:>8}" for site in self._sites) if self._few() else ""

@@ -13,11 +13,15 @@ from fedlora.gate.policy import Policy
 from fedlora.privacy.ledger import Purpose
 from fedlora.sections import PrivacyUnit
 
-NOISED_METRICS = frozenset({"eval_loss_sum", "eval_tokens"})
-"""The only numbers besides an adapter that may leave a site under privacy: a sum that was noised,
-and a public number to divide it by."""
+PUBLIC_METRICS = frozenset({"public_loss_sum", "public_tokens"})
+"""Of the public text alone: whoever has the adapter can measure them, so that they tell nothing of
+a site's data and cost no privacy."""
 
-ALLOWED_METRICS = NOISED_METRICS | {"train_loss"}
+NOISED_METRICS = frozenset({"eval_loss_sum", "eval_tokens"})
+"""The only numbers of a site's own data that may leave it under privacy: a sum that was noised, and
+a public number to divide it by."""
+
+ALLOWED_METRICS = NOISED_METRICS | PUBLIC_METRICS | {"train_loss"}
 """The only numbers besides an adapter that may leave a site."""
 
 
@@ -117,7 +121,27 @@ def inspect_metrics(
     Raises:
         InspectionError: one is not.
     """
-    allowed = ALLOWED_METRICS if unit == "none" else NOISED_METRICS
+    allowed = ALLOWED_METRICS if unit == "none" else NOISED_METRICS | PUBLIC_METRICS
+    return _require_listed(metrics, allowed)
+
+
+def inspect_public_metrics(
+    metrics: Mapping[str, int | float], *, policy: Policy | None = None
+) -> dict[str, int | float]:
+    """Return the metrics when all are of the public text: no charge is needed for them.
+
+    Raises:
+        InspectionError: one is not, or is not finite.
+        PolicyError: the policy does not allow one.
+    """
+    if policy:
+        policy.require_metrics(metrics)
+    return _require_listed(metrics, PUBLIC_METRICS)
+
+
+def _require_listed(
+    metrics: Mapping[str, int | float], allowed: frozenset[str]
+) -> dict[str, int | float]:
     for name, value in metrics.items():
         if name not in allowed:
             raise InspectionError(

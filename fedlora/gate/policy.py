@@ -69,6 +69,8 @@ _METRICS = (
     MetricBound(name="train_loss", type="float", min=0, max=1e3),
     MetricBound(name="eval_loss_sum", type="float", min=-1e9, max=1e9),
     MetricBound(name="eval_tokens", type="int", min=0, max=1e9),
+    MetricBound(name="public_loss_sum", type="float", min=0, max=1e9),
+    MetricBound(name="public_tokens", type="int", min=1, max=1e9),
 )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
@@ -24,6 +25,7 @@ Pseudonym = Annotated[str, Field(pattern="^site-[0-9a-f]{12}$")]
 """Of a site: the same in all releases of a publisher, and nobody else can tell whose it is."""
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 """UTC, ISO 8601."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _T = TypeVar("_T", bound=Section)
 _NotNegative = Annotated[float, Field(ge=0)]
 
@@ -46,6 +48,12 @@ class Base(Section):
     weights: Digest | None = None
     tokenizer: Digest | None = None
     chat_template: Digest | None = None
+    """Absent where the base has none; like the other two, where it was made without a lock."""
+
+    @property
+    def hub_id(self) -> str | None:
+        """The base's id on the Hub, if its name is one."""
+        return self.name if _HUB_ID.fullmatch(self.name) else None
 
 
 class Adapter(Section):
@@ -80,7 +88,10 @@ class Origin(Section):
     recipe: Digest
     """SHA-256 of the resolved recipe."""
     parent: Digest | None = None
-    """The release that it follows, under the same name."""
+    """The release that it follows, under the same name: what the promoted alias pointed to when it
+    was made, and what the gate holds it against."""
+    site: Pseudonym | None = None
+    """Whose own factors are in it, where factors are personal."""
 
 
 class Cohort(Section):
@@ -89,7 +100,7 @@ class Cohort(Section):
     population: Count
     """Sites of the run."""
     sites: Annotated[tuple[Pseudonym, ...], Field(strict=False)] | None = None
-    """Whose updates are in it; absent where privacy rests on nobody's knowing that."""
+    """Whose updates are in it; absent under ``privacy.unit: client``, which hides clients."""
 
 
 class Aggregation(Section):
@@ -98,7 +109,7 @@ class Aggregation(Section):
     method: Method
     robust: Robust
     truncation_error: _NotNegative | None = None
-    """Of the last round: what the cut to the rank left out, relative to the norm of the sum."""
+    """Of the last round: what the cut to the rank left out, over what was to be changed (norms)."""
 
 
 class Privacy(Section):
@@ -106,6 +117,7 @@ class Privacy(Section):
 
     unit: Literal["none", "example", "client"]
     epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Absent where nothing is promised: without privacy, or with reproducible noise."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     adjacency: Literal["add-remove", "replace-one"] | None = None
     accountant: str | None = None
@@ -119,7 +131,7 @@ class Privacy(Section):
 
 
 class Loss(Section):
-    """Held-out loss of one text, in nats a token."""
+    """Loss on one text, in nats a token."""
 
     base: float
     adapter: float
@@ -129,11 +141,11 @@ class Evaluation(Section):
     """How good it is. Under privacy all of it is noised and charged, or on public data."""
 
     held_out: Loss | None = None
-    """Over the tokens of all sites."""
+    """The mean over the sites, each of which counts the same, so that no size can be worked out."""
     sites: dict[Pseudonym, Loss] | None = None
     """Of each site; not under privacy."""
     forgetting: Loss | None = None
-    """On the public text that the recipe names."""
+    """On the public text that the recipe names: at the median site, by what the adapter changes."""
 
 
 class Code(Section):

@@ -1,7 +1,8 @@
 """Questions to a base model and to adapters on it, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from fedlora.recipe import Recipe
 from fedlora.release import home
 from fedlora.release.folder import Release
 from fedlora.release.manifest import Quantization
+from fedlora.release.pull import Puller
 from fedlora.release.reference import unverified
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.sections import STANDARD_LIBRARY
@@ -38,15 +40,15 @@ class Conversation:
     Args:
         panel: has the adapters of the speakers, in their order.
         speakers: who answers.
-        registry: where references are looked up; a registry file or a store's folder.
+        puller: as ``find`` takes it.
     """
 
     def __init__(
-        self, panel: Panel, speakers: Sequence[Speaker], *, registry: Path | None = None
+        self, panel: Panel, speakers: Sequence[Speaker], *, puller: Callable[[], Puller]
     ) -> None:
         self.speakers = list(speakers)
         self._panel = panel
-        self._registry = registry
+        self._puller = puller
 
     @classmethod
     def open(
@@ -62,14 +64,16 @@ class Conversation:
             references: run folders, folders in PEFT's format, and ``NAME``, ``NAME@ALIAS`` or
                 ``NAME@RELEASE`` of a registry, whose releases are verified.
             base_model: where the base is, when it is not where the first adapter says.
-            registry: where references are looked up.
+            registry: where references are looked up: a registry file or a store's folder; by
+                default what ``FEDLORA_REGISTRY`` names.
 
         Raises:
             AdapterError: there is no adapter, or it is of another base than the others.
             BaseModelError: the base cannot be loaded.
             ReleaseError: a reference leads to nothing that may be used.
         """
-        speakers = [find(reference, registry=registry) for reference in references]
+        puller = cache(partial(home.puller, registry))
+        speakers = [find(reference, puller=puller) for reference in references]
         recipe = speakers[0].recipe
         if base_model:
             recipe = recipe.model_copy(update={"base_model": base_model})
@@ -79,7 +83,7 @@ class Conversation:
         for speaker in speakers:
             _require_base(speaker, base_digest, named=recipe.base_model)
         panel = Panel.load(recipe, [speaker.state for speaker in speakers])
-        return cls(panel, speakers, registry=registry)
+        return cls(panel, speakers, puller=puller)
 
     def follow(self) -> list[Speaker]:
         """Replace each adapter whose alias has moved, and return the new ones.
@@ -93,9 +97,9 @@ class Conversation:
         for number, speaker in enumerate(self.speakers):
             if speaker.release is None:
                 continue
-            if home.puller(self._registry).resolve(speaker.reference) == speaker.release:
+            if self._puller().resolve(speaker.reference) == speaker.release:
                 continue
-            new = find(speaker.reference, registry=self._registry)
+            new = find(speaker.reference, puller=self._puller)
             _require_base(new, speaker.state.spec.base_digest, named=speaker.recipe.base_model)
             self._panel.replace(number, new.state)
             self.speakers[number] = new
@@ -107,8 +111,12 @@ class Conversation:
         return self._panel.answers(question, max_new_tokens=max_new_tokens)
 
 
-def find(reference: str, *, registry: Path | None) -> Speaker:
+def find(reference: str, *, puller: Callable[[], Puller]) -> Speaker:
     """Return the adapter that a run folder, a folder in PEFT's format or a reference names.
+
+    Args:
+        reference: a folder, or else what a registry is asked for.
+        puller: gives what fetches releases; not called for a folder.
 
     Raises:
         AdapterError: there is none, or it is not plain LoRA.
@@ -119,7 +127,7 @@ def find(reference: str, *, registry: Path | None) -> Speaker:
         return _of_run(RunFolder.open(folder), reference)
     if folder.is_dir():
         return _of_folder(folder, reference)
-    return _of_release(home.pull(reference, registry=registry), reference)
+    return _of_release(puller().pull(reference), reference)
 
 
 def _of_run(run: RunFolder, reference: str) -> Speaker:

@@ -74,6 +74,26 @@ class BaselineProgress:
     total: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReleasePublished:
+    """A release is in the store; it was promoted, or held back with reasons."""
+
+    round: int
+    release: str
+    promoted: str | None
+    """The alias that points to it now, beside ``candidate``."""
+    held_back: tuple[str, ...]
+    """What it does not hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicationFailed:
+    """A release could not be published, or its alias not moved; the next is tried again."""
+
+    round: int
+    reason: str
+
+
 _log = logging.getLogger("fedlora")
 
 
@@ -85,6 +105,8 @@ Event = (
     | EvaluationFailed
     | RoundFinished
     | BaselineProgress
+    | ReleasePublished
+    | PublicationFailed
 )
 Observer = Callable[[Event], None]
 

@@ -2,12 +2,18 @@
 
 from fedlora.adapter import AdapterSpec, TensorSpec
 from fedlora.errors import RecipeError
-from fedlora.lock import Lock
+from fedlora.lock import BaseDigests, Lock
 from fedlora.recipe import Recipe
 
 
-def locked(recipe: Recipe, spec: AdapterSpec) -> Recipe:
-    """Return the recipe with a lock of the base that ``spec`` is an adapter of."""
+def locked(recipe: Recipe, spec: AdapterSpec, digests: BaseDigests) -> Recipe:
+    """Return the recipe with a lock of the base that ``spec`` is an adapter of.
+
+    Args:
+        recipe: of the run.
+        spec: of its global adapter.
+        digests: of the base's parts.
+    """
     shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
     names = dict.fromkeys(tensor.module for tensor in spec.tensors)
     lock = Lock(
@@ -15,6 +21,7 @@ def locked(recipe: Recipe, spec: AdapterSpec) -> Recipe:
         base_model_revision=spec.base_model_revision,
         base_digest=spec.base_digest,
         target_modules=spec.target_modules,
+        **digests.model_dump(),
         modules=tuple((m, shapes[f"{m}.lora_B"][0], shapes[f"{m}.lora_A"][1]) for m in names),
     )
     return recipe.model_copy(update={"lock": lock})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.data.partition import SiteExamples, site_examples
+from fedlora.data.public_text import public_examples
 from fedlora.recipe import EMBEDDED, Recipe
 from fedlora.runtime.charges import held_out_records
 from fedlora.sections import STANDARD_LIBRARY
@@ -54,10 +55,13 @@ def plan(recipe: Recipe) -> Plan:
     """Check the recipe against its data and its base model's configuration.
 
     Raises:
-        DataError: a dataset is missing, broken, or too small to split.
+        DataError: a dataset or the public text is missing or broken, or a dataset too small to
+            split.
         BaseModelError: the base model is not there or has no such modules.
     """
     recipe, sites = _located(recipe), []
+    if text := recipe.publish.forgetting:
+        public_examples(text)
     for name in recipe.site_names:
         examples = site_examples(recipe, name)
         sites.append(
@@ -82,8 +86,12 @@ def _located(recipe: Recipe) -> Recipe:
     datasets = [
         dataset.model_copy(update={"path": _absolute(dataset.path)}) for dataset in recipe.datasets
     ]
+    publish = recipe.publish
+    if text := publish.forgetting:
+        text = text.model_copy(update={"path": _absolute(text.path)})
+        publish = publish.model_copy(update={"forgetting": text})
     update = {"datasets": tuple(datasets), "base_model": _absolute(recipe.base_model)}
-    return recipe.model_copy(update=update)
+    return recipe.model_copy(update={**update, "publish": publish})
 
 
 def _absolute(path: str) -> str:

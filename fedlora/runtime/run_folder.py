@@ -11,7 +11,8 @@
     spool/           the round in progress: its encoded updates, and its cohort if that is secret
     sites/           what each simulated site remembers between rounds, if anything
     comparison.json  what the baselines reached
-    release/         the adapter in PEFT's format
+    release/         the adapter in PEFT's format, model card, provenance, manifest; unsigned
+    releases.jsonl   what became of the releases that were published, one line each
     report.html
 """
 
@@ -106,6 +107,11 @@ class RunFolder:
         return self.path / "release"
 
     @property
+    def releases(self) -> Path:
+        """What became of the releases that were published while the run was played, a line each."""
+        return self.path / "releases.jsonl"
+
+    @property
     def is_published(self) -> bool:
         """Whether all rounds are played and the adapter is in its place."""
         return self.release.is_dir()
@@ -178,28 +184,46 @@ class RunFolder:
             RunError: the last checkpoint cannot be read.
         """
         paths = self._checkpoints()
-        spec = self.spec()
         if not paths:
-            seed = self.recipe().seed
-            return Checkpoint(round=0, adapter=AdapterState.initial(spec, seed=seed))
+            adapter = AdapterState.initial(self.spec(), seed=self.recipe().seed)
+            return Checkpoint(round=0, adapter=adapter)
+        checkpoint = self._read(paths[-1])
+        self._append_record(checkpoint)
+        return checkpoint
+
+    def checkpoint(self, number: int) -> Checkpoint:
+        """Return the checkpoint of round ``number``, which must be one of the last.
+
+        Raises:
+            RunError: it is not kept, or cannot be read.
+        """
+        path, kept = self._checkpoint(number), self._checkpoints()
+        if path not in kept:
+            known = ", ".join(each.name for each in kept) or "none"
+            raise RunError(f"{self.path}: there is no checkpoint of round {number}, only: {known}.")
+        return self._read(path)
+
+    def committed(self, number: int) -> float:
+        """Return when a round that is kept was committed, in seconds since the epoch."""
+        return (self._checkpoint(number) / "state.json").stat().st_mtime
+
+    def _read(self, path: Path) -> Checkpoint:
         try:
-            tensors = load_file(paths[-1] / "state.safetensors")
-            facts = json.loads((paths[-1] / "state.json").read_text(encoding="utf-8"))
+            tensors = load_file(path / "state.safetensors")
+            facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
             values = tensors.pop("adapter").to(torch.float32)
-            checkpoint = Checkpoint(
-                round=int(paths[-1].name.removeprefix("round-")),
-                adapter=AdapterState(spec=spec, values=values),
+            return Checkpoint(
+                round=int(path.name.removeprefix("round-")),
+                adapter=AdapterState(spec=self.spec(), values=values),
                 median_norm=facts["median_norm"],
                 optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
                 record=facts["record"],
             )
         except Exception as error:  # whatever a damaged file provokes
             raise RunError(
-                f"{paths[-1]}: the checkpoint is damaged ({error}). "
+                f"{path}: the checkpoint is damaged ({error}). "
                 "Delete this folder to resume from the one before it."
             ) from error
-        self._append_record(checkpoint)
-        return checkpoint
 
     def _append_record(self, checkpoint: Checkpoint) -> None:
         """Write ``rounds.jsonl`` anew: the rounds before as they are, this one last."""

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import RunError
-from fedlora.peft_folder import write_peft_folder
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.carriers.ray_engine import run_on_ray
 from fedlora.runtime.comparison import train_baselines
 from fedlora.runtime.events import Observer
+from fedlora.runtime.lock import locked
 from fedlora.runtime.plan import Plan, plan
+from fedlora.runtime.publishing import draft_personal
 from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.site.client import app
@@ -27,7 +28,9 @@ def start(planned: Plan, *, runs: Path) -> RunFolder:
     Raises:
         StorageError: the folder cannot be written.
     """
-    return RunFolder.create(planned.recipe, planned.base.spec, data=_data(planned), runs=runs)
+    base = planned.base
+    recipe = locked(planned.recipe, base.spec, base.digests)
+    return RunFolder.create(recipe, base.spec, data=_data(planned), runs=runs)
 
 
 def resume(path: Path) -> RunFolder:
@@ -116,4 +119,4 @@ def _publish_personal(run: RunFolder) -> None:
             memory = SiteMemory(name, run.name)
             state = with_personal(checkpoint.adapter, recipe, memory, before=checkpoint.round + 1)
             if state is not checkpoint.adapter:  # others have none: their B is still zero
-                write_peft_folder(state, folder / name)
+                draft_personal(run, state, folder / name, site=name)

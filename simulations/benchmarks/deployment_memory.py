@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedlora.lock import BaseDigests
 from fedlora.recipe import Recipe
 from fedlora.runtime.lock import locked
 from simulations.benchmarks.measure import Bar
@@ -74,4 +75,5 @@ def _recipe(sites: int, *, layers: int) -> Recipe:
     text = f"{{datasets: [{data}], privacy: {{unit: none}}}}"
     short = ("federation.rounds=2", "federation.evaluate_every=0", "federation.local_steps=1")
     recipe = Recipe.from_yaml(text, overrides=[*LORA, *short])
-    return locked(recipe, adapter_spec(layers=layers))
+    nobodys = BaseDigests(weights_digest="0" * 64, tokenizer_digest="0" * 64)
+    return locked(recipe, adapter_spec(layers=layers), nobodys)

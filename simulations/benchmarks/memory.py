@@ -125,7 +125,7 @@ def _play(folder: Path, clients: int) -> None:
         variant = int(site.removeprefix("site-")) % VARIANTS
         return (folder / f"round-{number}-{variant}").read_bytes()
 
-    [path] = (folder / "runs").iterdir()
+    [path] = (folder / "runs").glob("*/")
     run = RunFolder.open(path)
     grid = ForgetfulGrid(app_of(run.recipe(), payload), clients=clients)
     FederatedLora(run, grid, observe=lambda _: None).start(grid)

@@ -69,7 +69,8 @@ def attempts(*, seed: int = 0) -> list[Outcome]:
 def recipe_of(*overrides: str, seed: int = 0) -> Recipe:
     """Return a locked recipe for runs of a second."""
     recipe = Recipe.from_yaml(_RECIPE, overrides=[f"seed={seed}", *overrides])
-    return locked(recipe, describe(recipe).spec)
+    base = describe(recipe)
+    return locked(recipe, base.spec, base.digests)
 
 
 def policy_of(recipe: Recipe, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - a policy's keys
@@ -194,7 +195,8 @@ def _other_template(folder: Path) -> Path:
 
 def _relocked(recipe: Recipe, base: Path) -> Recipe:
     there = recipe.model_copy(update={"lock": None, "base_model": str(base)})
-    return locked(recipe, describe(there).spec)
+    facts = describe(there)
+    return locked(recipe, facts.spec, facts.digests)
 
 
 def _private(folder: Path, seed: int) -> Iterator[Outcome]:

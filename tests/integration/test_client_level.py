@@ -17,6 +17,7 @@ from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
 from fedlora.privacy.mechanism import KeyStream
 from fedlora.recipe import Recipe
+from fedlora.release.manifest import MANIFEST, Evaluation, Manifest
 from fedlora.runtime import simulation
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.in_process import InProcessGrid
@@ -199,7 +200,11 @@ def test_both_promises_are_reported_and_no_client(small_recipe, tmp_path):
     for told in ("updates folded", "Traffic", "Time", "Training loss by round", "refused"):
         assert told not in report
     folder = {path.name for path in run.release.iterdir()}
-    assert folder <= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    adapter, about = {"adapter_config.json", "adapter_model.safetensors"}, {"README.md"}
+    assert folder == adapter | about | {"manifest.json", "provenance.json"}
+    manifest = Manifest.from_json((run.release / MANIFEST).read_bytes(), source="the release")
+    assert (manifest.cohort.population, manifest.cohort.sites) == (2, None)
+    assert manifest.evaluation == Evaluation()
     for record in run.records()[1:]:
         for facts in record["folded"].values():
             assert facts.keys() == {"num_examples", "weight", "share", "bytes"}

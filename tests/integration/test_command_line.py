@@ -134,7 +134,7 @@ def test_ctrl_c_says_how_to_go_on(fedlora, recipe, monkeypatch):
     monkeypatch.setattr(Site, "train_round", interrupted)
     code, _, err = fedlora("simulate", recipe)
     assert code == 130
-    (run,) = Path("runs").iterdir()
+    (run,) = filter(Path.is_dir, Path("runs").iterdir())
     assert f"fedlora simulate --resume {run}" in err
     monkeypatch.setattr(Site, "train_round", train_round)
     code, out, _ = fedlora("simulate", "--resume", run)
@@ -145,12 +145,12 @@ def test_ctrl_c_says_how_to_go_on(fedlora, recipe, monkeypatch):
 def test_chat_answers_with_base_and_adapter(fedlora, recipe):
     """After a run, ``fedlora chat`` shows both answers to a question."""
     fedlora("simulate", recipe, "federation.rounds=1")
-    (run,) = Path("runs").iterdir()
+    (run,) = filter(Path.is_dir, Path("runs").iterdir())
     code, out, _ = fedlora("chat", run, "--ask", "What is a fig?", "--max-new-tokens", "8")
     assert code == 0
     assert "What is a fig?" in out
     assert "base" in out
-    assert "with the adapter" in out
+    assert "runs/small-" in out
 
 
 def test_the_last_override_wins(fedlora, recipe):

@@ -142,8 +142,9 @@ def test_with_personal_factors_each_site_has_its_own_release(small_recipe, tmp_p
         assert torch.equal(ours, theirs) == (tensor.factor == "A")
         assert ours.any()
     with pytest.raises(AdapterError, match=r"Name the folder of one: .*north, .*south"):
-        Conversation.open(run.path)
-    assert Conversation.open(run.release / "north").base.spec.rank == 8
+        Conversation.open([str(run.path)])
+    both = Conversation.open([str(run.release / site) for site in ("north", "south")])
+    assert len(both.ask("What is a fig?", max_new_tokens=4)) == 3
 
 
 def test_a_robust_rule_names_whom_it_excludes(small_recipe, sites, tmp_path):

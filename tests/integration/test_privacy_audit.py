@@ -38,7 +38,7 @@ def audit(recipe_text, monkeypatch, capsys, tmp_path):
 
 
 def left() -> tuple[Path, dict]:
-    (folder,) = Path("runs").iterdir()
+    (folder,) = filter(Path.is_dir, Path("runs").iterdir())
     return folder, json.loads((folder / "audit.json").read_text(encoding="utf-8"))
 
 

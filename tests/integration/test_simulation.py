@@ -257,7 +257,7 @@ def test_the_ray_engine_plays_the_same_rounds(small_recipe, tmp_path):
     recipe.write_text(small_recipe().to_yaml())
     command = [sys.executable, "-m", "fedlora", "simulate", recipe, "--engine", "ray"]
     subprocess.run([*command, "--runs", tmp_path / "there"], check=True)  # Ray's process is its own
-    there = RunFolder.open(next((tmp_path / "there").iterdir()))
+    there = RunFolder.open(next((tmp_path / "there").glob("small-*")))
     here = play(small_recipe(), tmp_path / "here")
     torch.testing.assert_close(
         here.load().adapter.values, there.load().adapter.values, atol=1e-4, rtol=1e-3

@@ -12,7 +12,13 @@ from fedlora.peft_folder import KEY, WEIGHTS, read_options
 from fedlora.tensor_file import read_header
 
 _LAYER = re.compile(r"\.(\d+)\.")
+_SHOWN = 80
 _FLOATS = {"F32", "F16", "BF16"}
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as a terminal may have it: short, and without control codes."""
+    return text[:_SHOWN] if text.isprintable() else ascii(text)[:_SHOWN]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,10 @@ class AdapterFolder:
                 {int(layer[1])} if layer else ()
             )
         return {kind: frozenset(layers) for kind, layers in found.items()}
+
+    def layers_of(self, kind: str) -> frozenset[int]:
+        """Return the layers in which a kind of module is adapted."""
+        return self.kinds.get(kind, frozenset())
 
     @property
     def odd_dtypes(self) -> Sequence[str]:

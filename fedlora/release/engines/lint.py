@@ -70,9 +70,10 @@ def require_loadable(folder: Path, engine: Engine) -> None:
         ReleaseError: it does not.
     """
     report = lint(folder, engines={engine}, options=Options())
-    if not report.all_load_it:
-        found = "; ".join(f"{f.found} ({f.engines[engine].why})" for f in report.findings)
+    grave = [f for f in report.findings if f.engines[engine].severity != "warns"]
+    if grave:
+        found = "; ".join(f"{finding.found}. {finding.engines[engine].why}" for finding in grave)
         raise ReleaseError(
-            f"{folder}: {engine} would not serve this as it is: {found} What to do: fedlora "
-            f"adapters lint {folder} --for {engine}"
+            f"{folder}: {engine} does not serve it as it is: {found} What to do: fedlora adapters "
+            f"lint {folder} --for {engine}"
         )

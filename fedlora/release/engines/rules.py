@@ -94,7 +94,9 @@ RULES: Sequence[Rule] = (
             "lorax": wrong(
                 "It scales by alpha / r, and cannot stack layers of different rank.", _LORAX
             ),
-            "sglang": wrong(_ONE_SCALE, _SGLANG),
+            "sglang": wrong(
+                "It scales by alpha / r, and cannot fuse q, k, v of different rank.", _SGLANG
+            ),
         },
     ),
     Rule(

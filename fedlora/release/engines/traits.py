@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedlora.peft_folder import WEIGHTS
-from fedlora.release.engines.adapter import AdapterFolder
+from fedlora.release.engines.adapter import AdapterFolder, shown
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's ``--max-lora-rank`` can be."""
@@ -39,7 +39,7 @@ class Options:
 def _some(names: Iterable[str]) -> str:
     first, *rest = sorted(names)
     more = f" and {len(rest)} more" if rest else ""
-    return f"{first:.80}{more}"
+    return f"{shown(first)}{more}"
 
 
 def other_method(adapter: AdapterFolder, _: Options) -> str | None:
@@ -107,7 +107,9 @@ def uneven_alphas(adapter: AdapterFolder, _: Options) -> str | None:
         [v for v in pattern.values() if v != adapter.alpha] if isinstance(pattern, dict) else []
     )
     return (
-        f"alpha_pattern gives modules alphas of their own, such as {others[0]}" if others else None
+        f"alpha_pattern gives modules alphas of their own, such as {others[0]!r:.40}"
+        if others
+        else None
     )
 
 
@@ -166,7 +168,7 @@ def whole_modules(adapter: AdapterFolder, _: Options) -> str | None:
     """Weights that replace those of the base."""
     modules = adapter.options.get("modules_to_save")
     if modules:
-        return f"modules_to_save: {_some(map(str, modules))} was trained whole"
+        return f"modules_to_save is {modules!r:.80}: trained whole"
     tokens = adapter.options.get("trainable_token_indices")
     return "trainable_token_indices: embeddings of tokens were trained" if tokens else None
 
@@ -205,7 +207,7 @@ def module_pattern(adapter: AdapterFolder, _: Options) -> str | None:
     modules = adapter.options.get("target_modules")
     if not isinstance(modules, str) or modules in {"all", "all-linear"}:
         return None
-    return f"target_modules is a pattern: {modules:.80}"
+    return f"target_modules is a pattern: {shown(modules)}"
 
 
 def missing_layers(adapter: AdapterFolder, _: Options) -> str | None:
@@ -217,18 +219,23 @@ def missing_layers(adapter: AdapterFolder, _: Options) -> str | None:
 
 
 def query_without_value(adapter: AdapterFolder, _: Options) -> str | None:
-    """SGLang fuses query, key and value into one."""
-    found = "q_proj" in adapter.kinds and "v_proj" not in adapter.kinds
-    return "q_proj is adapted and v_proj is not" if found else None
+    """SGLang fuses query, key and value into one, layer by layer."""
+    alone = adapter.layers_of("q_proj") - adapter.layers_of("v_proj")
+    return f"q_proj is adapted and v_proj is not, {_in_layers(alone)}" if alone else None
 
 
 def orphans(adapter: AdapterFolder, _: Options) -> str | None:
     """The latter part of what engines fuse, without the first."""
-    kinds = adapter.kinds.keys()
-    for first, others in {"q_proj": {"k_proj", "v_proj"}, "gate_proj": {"up_proj"}}.items():
-        if first not in kinds and kinds & others:
-            return f"{' and '.join(sorted(kinds & others))} adapted, and {first} is not"
+    for first, others in {"q_proj": ("k_proj", "v_proj"), "gate_proj": ("up_proj",)}.items():
+        for kind in others:
+            if alone := adapter.layers_of(kind) - adapter.layers_of(first):
+                return f"{kind} is adapted and {first} is not, {_in_layers(alone)}"
     return None
+
+
+def _in_layers(layers: frozenset[int]) -> str:
+    first, *rest = sorted(layers)
+    return f"in layer {first}{f' and {len(rest)} more' if rest else ''}"
 
 
 def modules_unknown_to_ollama(adapter: AdapterFolder, _: Options) -> str | None:
@@ -274,13 +281,12 @@ def local_base(adapter: AdapterFolder, options: Options) -> str | None:
     if not adapter.base_model:
         return "it does not say which base model it is for"
     path = adapter.base_model.startswith(("/", ".", "~"))
-    return f"its base model is a path: {adapter.base_model:.80}" if path else None
+    return f"its base model is a path: {shown(adapter.base_model)}" if path else None
 
 
 def other_base(adapter: AdapterFolder, options: Options) -> str | None:
     """Another base than the one that is served."""
     if options.base_model in {None, adapter.base_model}:
         return None
-    return (
-        f"it is for {adapter.base_model or 'no base that it names'!s:.80}, not {options.base_model}"
-    )
+    named = shown(adapter.base_model) or "no base that it names"
+    return f"it is for {named}, not {options.base_model}"

@@ -1,20 +1,20 @@
-"""What the aggregator's Flower app does: play a run folder's rounds, publish the adapter."""
+"""What the aggregator's Flower app does: play a run folder's rounds, draft the release."""
 
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from fedlora.peft_folder import write_peft_folder
 from fedlora.runtime.aggregator.directory import Directory
 from fedlora.runtime.aggregator.strategy import FederatedLora
 from fedlora.runtime.events import Observer
+from fedlora.runtime.publishing import draft
 from fedlora.runtime.run_folder import RunFolder
 
 
 def serve(
     grid: Grid, folder: Path, *, observe: Observer, directory: Directory | None = None
 ) -> None:
-    """Play the rounds that the run at ``folder`` still lacks, then publish its adapter.
+    """Play the rounds that the run at ``folder`` still lacks, then write its unsigned release.
 
     Where factors are personal there is no adapter for all: each site has its own.
 
@@ -31,4 +31,4 @@ def serve(
     strategy = FederatedLora(run, grid, observe=observe, directory=directory)
     strategy.start(grid)
     if not run.recipe().federation.facts.personal:
-        write_peft_folder(strategy.checkpoint.adapter, run.release)
+        draft(run, run.release)

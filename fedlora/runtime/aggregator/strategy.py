@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -12,13 +11,13 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedlora.aggregation import Aggregator, new_aggregator, new_optimizer
 from fedlora.errors import FedloraError, StorageError
-from fedlora.gate.inspection import inspect_metrics
 from fedlora.runtime import records
 from fedlora.runtime.aggregator.central_budget import NoisedFirst
 from fedlora.runtime.aggregator.cohort import cohort_of
 from fedlora.runtime.aggregator.directory import Directory
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.fold import Fold
+from fedlora.runtime.aggregator.measured import Measured
 from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.events import (
     AnswerAwaited,
@@ -64,7 +63,6 @@ class FederatedLora(Strategy):
         self.exchange = Exchange(grid, self.recipe, identities=nodes)
         evidence = directory.evidence if directory else None
         self.logs = SiteLogs.of(run, self.recipe, evidence=evidence)
-        self._unmeasured: dict[str, str] = {}
         self._tail = 0.0
 
     def summary(self) -> None:
@@ -97,10 +95,10 @@ class FederatedLora(Strategy):
     def _measure_start(self, grid: Grid) -> None:
         """Evaluate the adapter that all begin with: it changes nothing, so this is the base."""
         started = time.monotonic()
-        evaluation, bytes_down = self._evaluate(grid, 0)
+        measured, bytes_down = self._evaluate(grid, 0)
         nobody: dict[str, object] = {"cohort": [], "folded": {}, "refused": {}}
         sizes = {"bytes_down": bytes_down, "bytes_up": 0}
-        self._commit(0, started, **nobody, evaluation=evaluation, **sizes)
+        self._commit(0, started, **nobody, **measured.facts(), **sizes)
 
     def _play(self, grid: Grid, number: int) -> None:
         """Play one round and commit it."""
@@ -108,7 +106,7 @@ class FederatedLora(Strategy):
         replies, down = self._send(self.configure_train, grid, number)
         self.aggregate_train(number, replies)
         fold = self._fold
-        evaluation, bytes_down = self._evaluate(grid, number)
+        measured, bytes_down = self._evaluate(grid, number)
         self._commit(
             number,
             started,
@@ -116,7 +114,7 @@ class FederatedLora(Strategy):
             folded=fold.folded,
             refused=fold.refused,
             tail=self._tail,
-            evaluation=evaluation,
+            **measured.facts(),
             bytes_down=down + bytes_down,
             bytes_up=fold.received_bytes,
         )
@@ -188,35 +186,32 @@ class FederatedLora(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Instruct the cohort to evaluate; at both ends of the run, all sites."""
-        federation = self.recipe.federation
+        """Instruct the cohort to evaluate; before the first round and for releases, all sites."""
+        published = {0, *self.recipe.publish.rounds(self.recipe.federation)}
         sites: tuple[str, ...] = ()
-        if server_round in federation.evaluated_rounds:
-            ends = server_round in {0, federation.rounds}
-            sites = self.exchange.sites if ends else tuple(self._fold.cohort)
+        if server_round in self.recipe.asked_rounds:
+            whole = server_round in published
+            sites = self.exchange.sites if whole else tuple(self._fold.cohort)
         return self._instructions(sites, MessageType.EVALUATE, config, arrays)
 
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Collect each site's held-out loss sum and tokens, and why a site has none."""
-        metrics, self._unmeasured = MetricRecord(), {}
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
+        """Collect what each site measured, and why a site has nothing."""
+        self._measured = Measured(recipe=self.recipe, round=server_round)
         for reply in replies:
             site = self.exchange.sender(reply)
             try:
-                values = records.metrics_of(self._content(site, reply))
-                values = inspect_metrics(values, unit=self.recipe.privacy.unit)
-                metrics[site] = [float(values[name]) for name in ("eval_loss_sum", "eval_tokens")]
+                self._measured.take(site, records.metrics_of(self._content(site, reply)))
             except StorageError:
                 raise  # a full disk here is no fault of the client
-            except (FedloraError, KeyError) as error:
-                self._unmeasured[site] = str(error)
+            except FedloraError as error:
+                self._measured.unmeasured[site] = str(error)
                 self.observe(EvaluationFailed(round=server_round, site=site, reason=str(error)))
-        return metrics
+        return MetricRecord(dict(self._measured.held_out))
 
-    def _evaluate(self, grid: Grid, number: int) -> tuple[dict[str, Any], int]:
+    def _evaluate(self, grid: Grid, number: int) -> tuple[Measured, int]:
         replies, bytes_down = self._send(self.configure_evaluate, grid, number)
-        return dict(self.aggregate_evaluate(number, replies) or {}), bytes_down
+        self.aggregate_evaluate(number, replies)
+        return self._measured, bytes_down
 
     def _send(
         self, configure: _Configure, grid: Grid, number: int
@@ -281,7 +276,7 @@ class FederatedLora(Strategy):
 
     def _commit(self, number: int, started: float, **facts: object) -> None:
         seconds = round(time.monotonic() - started, 3)
-        record = {"round": number, "seconds": seconds, **facts, "unmeasured": self._unmeasured}
+        record = {"round": number, "seconds": seconds, **facts}
         self.checkpoint = replace(self.checkpoint, record=record)
         self.run.save(self.checkpoint)
         self.checkpoint = self.run.load()  # what a resumed run would go on from, not in memory yet

@@ -12,10 +12,12 @@ from typing import Literal, TypeVar
 from cryptography import x509
 
 from fedlora.data.formats import read_dataset
+from fedlora.data.public_text import public_examples
 from fedlora.errors import FedloraError
 from fedlora.gate.evidence.verification import verify_log
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
+from fedlora.publish import Forgetting
 from fedlora.recipe import EMBEDDED
 from fedlora.runtime.client.configuration import SiteConfiguration, read_site
 from fedlora.runtime.client.connection import AHEAD_S, BEHIND_S, reach
@@ -25,7 +27,7 @@ from fedlora.runtime.client.isolation_check import isolation_found
 from fedlora.runtime.client.start import require_enrolled
 from fedlora.runtime.enrolment import JoinBundle, state_of
 from fedlora.runtime.reports.format import counted, size
-from fedlora.sections import Dataset
+from fedlora.sections import Dataset, Source
 from fedlora.signing import PublicKey, Signer
 from fedlora.training.base_model.files import digest, resolve
 
@@ -70,6 +72,8 @@ def check(folder: SiteFolder) -> Iterator[Finding]:
         yield _tried("policy", lambda: _policy(site))
         for dataset in site.data:
             yield _tried("data", lambda dataset=dataset: _data(dataset))  # type: ignore[misc]  # mypy: lambdas' defaults
+        if text := site.public_text:
+            yield _tried("public text", lambda: _public(text))
         yield _tried("base model", lambda: _base(site))
         yield _tried("device", lambda: _device(site))
         yield _tried("trainer's isolation", lambda: isolation_found(folder, site))
@@ -204,6 +208,11 @@ def _policy(site: SiteConfiguration) -> Answer:
     if not (policy.recipes or policy.bounds):
         return "warning", "allows no recipe: give policy.recipes or policy.bounds"
     return "ok", ", ".join(parts)
+
+
+def _public(text: Source) -> Answer:
+    rows = public_examples(Forgetting.model_validate(text.model_dump()))
+    return "ok", f"{text.path}: {counted(len(rows), 'row')}; the loss on it leaves without noise"
 
 
 def _data(dataset: Dataset) -> Answer:

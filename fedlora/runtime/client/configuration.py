@@ -9,7 +9,7 @@ from fedlora.document import read_section
 from fedlora.errors import PolicyError
 from fedlora.gate.policy import Policy
 from fedlora.recipe import EMBEDDED, Recipe
-from fedlora.sections import STANDARD_LIBRARY, Dataset, Name, Section, Source
+from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset, Name, Section, Source
 
 
 class TrainerConfiguration(Section):
@@ -31,6 +31,11 @@ class SiteConfiguration(Section):
         description="name the files to train on, such as data: [{path: rows.jsonl}]"
     )
     """Relative paths begin at ``site.yaml``; rank and number of records are the recipe's to say."""
+    public_text: Source | None = None
+    """A public text on which to measure what an adapter forgets; without it that is not measured.
+
+    The loss on it leaves without noise: name nothing here that is not public.
+    """
     base_model: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the base model on this host; without it only the embedded one is there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -54,19 +59,21 @@ def read_site(path: Path) -> SiteConfiguration:
         otherwise="Without a policy nothing runs here; client/site.example.yaml shows one.",
     )
     folder = path.resolve().parent
-    data = [
-        source.model_copy(update={"path": _located(source.path, folder)}) for source in site.data
-    ]
-    base = site.base_model and _located(site.base_model, folder)
-    return site.model_copy(update={"data": tuple(data), "base_model": base})
+    text = site.public_text
+    update = {
+        "data": tuple(_source(source, folder) for source in site.data),
+        "public_text": text and _source(text, folder),
+        "base_model": site.base_model and _located(site.base_model, folder),
+    }
+    return site.model_copy(update=update)
 
 
 def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
     """Return a recipe as the site's trainer plays it: on the operator's data, base and device.
 
     Guarantees:
-        No path of the recipe's for this site, and none of a base model, is left in it. Rank and
-        declared records of each site, and the order of the sites, stay.
+        No path of the recipe's for this site, and none of a base model or a public text, is left in
+        it. Rank and declared records of each site, and the order of the sites, stay.
 
     Raises:
         PolicyError: the recipe does not name this site, or names a base model that ``site.yaml``
@@ -97,9 +104,17 @@ def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
     before = recipe.datasets[:place]
     after = [dataset for dataset in recipe.datasets[place:] if dataset.site != site.site]
     update: dict[str, object] = {"datasets": (*before, *own, *after), "device": site.device}
+    if recipe.publish.forgetting:
+        text = site.public_text or Source(path=AT_SITE)
+        own_text = recipe.publish.forgetting.model_copy(update=text.model_dump())
+        update["publish"] = recipe.publish.model_copy(update={"forgetting": own_text})
     if site.base_model is not None:
         update |= {"base_model": site.base_model, "base_model_revision": None}
     return recipe.model_copy(update=update)
+
+
+def _source(source: Source, folder: Path) -> Source:
+    return source.model_copy(update={"path": _located(source.path, folder)})
 
 
 def _located(path: str, folder: Path) -> str:

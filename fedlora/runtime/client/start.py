@@ -76,8 +76,9 @@ def require_enrolled(folder: SiteFolder, site: SiteConfiguration) -> JoinBundle:
 
 
 def readable(site: SiteConfiguration) -> Sequence[Path]:
-    """Return the files and folders that the trainer is to read: data and base model."""
-    named = [dataset.path for dataset in site.data if dataset.path != STANDARD_LIBRARY]
+    """Return the files and folders that the trainer is to read: data, public text, base model."""
+    sources = [*site.data, *([site.public_text] if site.public_text else [])]
+    named = [source.path for source in sources if source.path != STANDARD_LIBRARY]
     if site.base_model not in (None, EMBEDDED):
         named.append(str(site.base_model))
     return [Path(path) for path in named]

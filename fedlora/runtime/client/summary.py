@@ -35,7 +35,7 @@ def summary(
         ("your data", "; ".join(_data(site))),
         ("with", ", ".join(name for name in recipe.site_names if name != site.site) or "no others"),
         ("leaves", _update(recipe, request.spec, site.site)),
-        ("", _metrics(recipe)),
+        ("", _metrics(recipe, site)),
         ("privacy", _privacy(recipe)),
         ("takes", _time(recipe)),
     ]
@@ -94,7 +94,7 @@ def _rounds(recipe: Recipe) -> str:
     return f"about {rounds * recipe.participation_rate:.3g} of {counted(rounds, 'round')}"
 
 
-def _metrics(recipe: Recipe) -> str:
+def _metrics(recipe: Recipe, site: SiteConfiguration) -> str:
     """Return which numbers leave besides, and how often."""
     names = ["train_loss and the number of examples, with each update"]
     if recipe.privacy.unit != "none":
@@ -102,6 +102,9 @@ def _metrics(recipe: Recipe) -> str:
     if asked := len(recipe.federation.evaluated_rounds):
         noised = ", noised" if recipe.privacy.unit == "example" else ""
         names.append(f"eval_loss_sum and eval_tokens{noised}, at most {asked} times")
+    if (measured := len(recipe.publish.text_rounds(recipe.federation))) and site.public_text:
+        where = f"of {site.public_text.path}, at most {counted(measured, 'time')}"
+        names.append(f"public_loss_sum and public_tokens {where}")
     if recipe.privacy.unit == "example":
         names.append("how many rows the ledger has, and their hash")
     return "; ".join(names) or "no other number"

@@ -18,6 +18,7 @@ import httpx
 from flwr.supercore.run import RunNotRunningException
 
 from fedlora.errors import FedloraError, RunError
+from fedlora.release.home import target_of
 from fedlora.runtime.aggregator import directory as aggregator
 from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
@@ -31,6 +32,7 @@ from fedlora.runtime.events import (
     UpdateSettled,
 )
 from fedlora.runtime.processes import log
+from fedlora.runtime.publication import Publication
 from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server.app_bundle import app_bundle
@@ -108,7 +110,8 @@ class Coordinator:
         endpoint = self._endpoint()
         token = self._task(endpoint)
         with carried(endpoint, token, still_wanted=still_wanted) as grid:
-            serve(grid, run.path, observe=self._observer(run), directory=self._directory())
+            observe = self._publishing(run, self._observer(run))
+            serve(grid, run.path, observe=observe, directory=self._directory())
         write_report(run)
 
     def _task(self, endpoint: Endpoint) -> str:
@@ -149,6 +152,18 @@ class Coordinator:
                 self.runs.note(run, "playing", reason="\n".join(lines))
 
         return observe
+
+    def _publishing(self, run: RunFolder, observe: Observer) -> Observer:
+        """Return what also publishes the run's releases, where there are a store and its key."""
+        if not self.folder.publisher_key.is_file():
+            return observe
+        try:
+            signer = Signer.load(self.folder.publisher_key)
+            target, _ = target_of(self.folder.store)
+        except FedloraError as error:
+            log.warn("nothing is published", run=run.name, reason=str(error))
+            return observe
+        return Publication(run, target, signer, observe).begin()
 
     def _directory(self) -> aggregator.Directory:
         directory = Directory(self.folder)

@@ -11,6 +11,8 @@
         superlink.{crt,key}  Flower's SuperLink, on loopback
     keys/
         aggregator.key   Ed25519, PEM: signs receipts; ``.pub``, in base64, is beside it
+        publisher.key    Ed25519, PEM: signs releases; only where runs are to publish
+    store/           releases, if runs are to publish: fedlora registry init
     bundles/         a join bundle for each invited site, to be handed over
     sites/           who may take part, a file a site
     runs/            run folders, and receipts of the sites' ledgers
@@ -59,6 +61,16 @@ class ServerFolder:
     def aggregator_key(self) -> Path:
         """What signs receipts: Ed25519, PEM; ``.pub``, in base64, is beside it."""
         return self.path / "keys" / "aggregator.key"
+
+    @property
+    def publisher_key(self) -> Path:
+        """What signs releases: Ed25519, PEM; there where runs are to publish."""
+        return self.path / "keys" / "publisher.key"
+
+    @property
+    def store(self) -> Path:
+        """Releases; there where runs are to publish."""
+        return self.path / "store"
 
     @property
     def bundles(self) -> Path:

@@ -43,16 +43,26 @@ def train(message: Message, context: Context) -> Message:
 
 
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the received adapter on the site's held-out rows."""
+    """Evaluate the received adapter on the site's held-out rows, the public text, or both."""
     site, envelope = _opened(message, context)
     number = envelope.round
     received = _received(message, site, envelope, before=number + 1)
-    if site.recipe.privacy.unit == "example":
-        metrics = evaluated_privately(site, received, run=envelope.run, number=number)
-    else:
-        result = site.evaluate(received)
-        metrics = {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
+    recipe, metrics = site.recipe, dict[str, int | float]()
+    if number in recipe.federation.evaluated_rounds:
+        metrics |= _held_out(site, received, run=envelope.run, number=number)
+    if number in recipe.publish.text_rounds(recipe.federation) and site.public_rows:
+        result = site.evaluate_public(received)
+        metrics |= {"public_loss_sum": result.loss_sum, "public_tokens": result.tokens}
     return Message(records.reply(metrics), reply_to=message)
+
+
+def _held_out(
+    site: Site, received: AdapterState, *, run: str, number: int
+) -> dict[str, int | float]:
+    if site.recipe.privacy.unit == "example":
+        return evaluated_privately(site, received, run=run, number=number)
+    result = site.evaluate(received)
+    return {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
 
 
 def _opened(message: Message, context: Context) -> tuple[Site, Envelope]:

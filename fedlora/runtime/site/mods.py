@@ -22,7 +22,7 @@ from fedlora.errors import (
     RunError,
     StorageError,
 )
-from fedlora.gate.inspection import Leave
+from fedlora.gate.inspection import Leave, inspect_public_metrics
 from fedlora.gate.policy import Policy
 from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Ledger, Purpose
 from fedlora.recipe import Recipe
@@ -57,6 +57,9 @@ def gate(policy: Policy | None = None) -> Mod:
         before = _charges(ledger, envelope, purpose)
         content = call_next(message, context).content
         charges = _charges(ledger, envelope, purpose) - before
+        if not trained and envelope.round not in recipe.federation.evaluated_rounds:
+            metrics = inspect_public_metrics(records.metrics_of(content), policy=policy)
+            return Message(records.reply(metrics), reply_to=message)
         leave = Leave(unit=unit, purpose=purpose, charges=charges, policy=policy)
         metrics = leave.inspect_metrics(records.metrics_of(content))
         payload = _encoded(content, leave, asked=asked) if trained else None
@@ -71,9 +74,8 @@ def require_planned(recipe: Recipe, purpose: Purpose, number: int) -> None:
     Raises:
         InspectionError: it does not.
     """
-    federation = recipe.federation
-    trained = range(1, federation.rounds + 1)
-    if number not in (trained if purpose == "train" else federation.evaluated_rounds):
+    trained = range(1, recipe.federation.rounds + 1)
+    if number not in (trained if purpose == "train" else recipe.asked_rounds):
         raise InspectionError(
             f"The aggregator asks the site to {purpose} in round {number}, which the recipe does "
             "not plan. Nothing was computed."

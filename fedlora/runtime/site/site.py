@@ -11,6 +11,7 @@ from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.data.batches import Batch, collate, rows_of_step
 from fedlora.data.formats import Example
 from fedlora.data.partition import site_examples
+from fedlora.data.public_text import public_examples
 from fedlora.data.tokens import TokenizedExample, tokenize
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
@@ -18,6 +19,7 @@ from fedlora.privacy.source import RoundSource
 from fedlora.recipe import Recipe
 from fedlora.runtime.processes import log
 from fedlora.runtime.site.private_steps import self_test
+from fedlora.sections import AT_SITE
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
 from fedlora.training.gradient import plain_gradient
@@ -97,6 +99,24 @@ class Site:
         )
 
     @cached_property
+    def public_rows(self) -> Sequence[TokenizedExample]:
+        """The public text on which the recipe bounds forgetting; none where nobody names one.
+
+        Every token is learned, as in plain text, whatever the recipe says of prompts.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        text = self.recipe.publish.forgetting
+        if text is None or text.path == AT_SITE:
+            return ()
+        tokenizer, length = self.base.tokenizer, self.recipe.sequence_len
+        return [
+            tokenize(row, tokenizer, sequence_len=length, train_on_inputs=True)
+            for row in public_examples(text)
+        ]
+
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the site's rows."""
         parts = (self.train_rows, self.held_out_rows)
@@ -172,6 +192,10 @@ class Site:
     def evaluate(self, state: AdapterState) -> Evaluation:
         """Return the loss of the base with ``state`` on the held-out rows."""
         return evaluate(self.base, state, self._micro_batches(self.held_out_rows))
+
+    def evaluate_public(self, state: AdapterState) -> Evaluation:
+        """Return the loss of the base with ``state`` on the public text."""
+        return evaluate(self.base, state, self._micro_batches(self.public_rows))
 
     def losses(self, rows: Sequence[TokenizedExample], state: AdapterState | None) -> list[float]:
         """Return the mean loss per token of each row, in an order of its own; the same each time.

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from fedlora.adapter import AdapterSpec
 from fedlora.errors import BaseModelError
+from fedlora.lock import BaseDigests
 from fedlora.recipe import Recipe
-from fedlora.training.base_model.files import digest, resolve
+from fedlora.training.base_model.files import digest, part_digests, resolve
 from fedlora.training.base_model.memory import Workload, estimate
 from fedlora.training.base_model.network import attention, compute, load_skeleton
 from fedlora.training.base_model.targets import (
@@ -25,6 +26,7 @@ class BaseFacts:
     """A base model and the adapter on it, as its configuration describes them."""
 
     spec: AdapterSpec
+    digests: BaseDigests
     architecture: str
     """The model's class, such as ``LlamaForCausalLM``."""
     parameters: int
@@ -49,6 +51,7 @@ def describe(recipe: Recipe) -> BaseFacts:
     device, dtype = compute(recipe)
     return BaseFacts(
         spec=spec,
+        digests=part_digests(folder),
         architecture=type(skeleton).__name__,
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         dtype=str(dtype).removeprefix("torch."),

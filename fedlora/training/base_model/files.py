@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,20 +10,20 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from fedlora.errors import BaseModelError
+from fedlora.lock import BaseDigests
 from fedlora.recipe import EMBEDDED
 
 _WEIGHTS = ("*.safetensors",)
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
-_IDENTITY = (
-    "config.json",
-    *_WEIGHTS,
+_TOKENS = (
     *_TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "merges.txt",
-    "chat_template*",
 )
+"""What decides a text's tokens; ``tokenizer_config.json`` may hold the chat template, too."""
+_IDENTITY = ("config.json", *_WEIGHTS, *_TOKENS, "chat_template*")
 _SMALL = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "*.txt")
 _DOWNLOADED = (*_SMALL, *_WEIGHTS)
 _TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -64,12 +65,34 @@ def digest(folder: Path) -> str:
     Raises:
         BaseModelError: a file cannot be read.
     """
-    files = {path for pattern in _IDENTITY for path in folder.glob(pattern)}
+    return _digest_of(folder, _IDENTITY)
+
+
+def part_digests(folder: Path) -> BaseDigests:
+    """Return digests of a base model's weights, tokenizer and chat template, each by itself.
+
+    Raises:
+        BaseModelError: a file cannot be read.
+    """
+    template = _chat_template(folder)
+    return BaseDigests(
+        weights_digest=_digest_of(folder, _WEIGHTS),
+        tokenizer_digest=_digest_of(folder, _TOKENS),
+        chat_template_digest=hashlib.sha256(template.encode()).hexdigest() if template else None,
+    )
+
+
+def _digest_of(folder: Path, patterns: Iterable[str]) -> str:
+    """Hash names and contents of the files that fit a pattern."""
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    total = hashlib.sha256()
     try:
-        versions = tuple((path, path.stat().st_mtime_ns) for path in sorted(files))
-        return _digest_of(versions)
+        for path in files:
+            content = _content_digest(path, path.stat().st_mtime_ns)
+            total.update(f"{content}  {path.name}\n".encode())
     except OSError as error:
         raise BaseModelError(f"{error.filename}: cannot be read ({error.strerror}).") from None
+    return total.hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -100,15 +123,29 @@ def other_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file() and not path.name.endswith(_INDICES))
 
 
-@lru_cache(maxsize=8)
-def _digest_of(versions: tuple[tuple[Path, int], ...]) -> str:
-    """Hash names and contents; cached by modification time, because weights may be large."""
-    total = hashlib.sha256()
-    for path, _ in versions:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{content}  {path.name}\n".encode())
-    return total.hexdigest()
+@lru_cache(maxsize=512)
+def _content_digest(path: Path, version: int) -> str:  # noqa: ARG001 - of the cache's key
+    """Hash a file once, while its modification time stays: weights may be large."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _chat_template(folder: Path) -> str:
+    """Return the template that transformers takes: its own file before the configuration's key.
+
+    Several by name are given as canonical JSON; where there is none, nothing.
+    """
+    own, configuration = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    try:
+        if own.is_file():
+            return own.read_text(encoding="utf-8")
+        if not configuration.is_file():
+            return ""
+        template = json.loads(configuration.read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BaseModelError(f"{folder}: its chat template cannot be read ({error}).") from None
+    named = isinstance(template, list)
+    return json.dumps(template, sort_keys=True) if named else str(template or "")
 
 
 def _download(reference: str, revision: str | None) -> Path:

@@ -6,8 +6,15 @@ from dataclasses import replace
 import pytest
 
 from fedlora.adapter import AdapterUpdate, InspectedUpdate
-from fedlora.errors import InspectionError
-from fedlora.gate.inspection import ALLOWED_METRICS, Leave, inspect_metrics, require_sound
+from fedlora.errors import InspectionError, PolicyError
+from fedlora.gate.inspection import (
+    ALLOWED_METRICS,
+    Leave,
+    inspect_metrics,
+    inspect_public_metrics,
+    require_sound,
+)
+from fedlora.gate.policy import Policy
 from tests.strategies import make_spec, make_update
 
 SPEC = make_spec()
@@ -91,6 +98,7 @@ def test_an_update_that_is_not_finite_stays(bad, place):
 def test_allowed_metrics_pass_as_they_are():
     """What is returned is a copy: what the caller adds later was not inspected."""
     metrics = {"train_loss": 1.5, "eval_loss_sum": -0.0, "eval_tokens": 10**6}
+    metrics |= {"public_loss_sum": 2.5, "public_tokens": 7}
     assert metrics.keys() == ALLOWED_METRICS
     result = inspect_metrics(metrics, unit="none")
     assert result == metrics
@@ -117,7 +125,7 @@ def test_a_metric_that_is_not_finite_stays(value):
 @pytest.mark.parametrize("unit", ["example", "client"])
 def test_under_privacy_only_what_was_noised_leaves(unit):
     """A training loss, however harmless it looks, was computed on private rows."""
-    noised = {"eval_loss_sum": 1.5, "eval_tokens": 10}
+    noised = {"eval_loss_sum": 1.5, "eval_tokens": 10, "public_loss_sum": 2.5, "public_tokens": 7}
     assert inspect_metrics(noised, unit=unit) == noised
     with pytest.raises(InspectionError, match="train_loss' may not leave"):
         inspect_metrics({"train_loss": 1.0}, unit=unit)
@@ -128,3 +136,16 @@ def test_under_privacy_the_number_of_examples_is_fixed():
     require_sound(trained(8), spec=SPEC, examples=range(8, 9))
     with pytest.raises(InspectionError, match="claims 7, but the recipe allows 8 in a round"):
         require_sound(trained(7), spec=SPEC, examples=range(8, 9))
+
+
+def test_without_a_charge_only_the_public_text_is_told():
+    """Its loss can be measured by whoever has the adapter; a held-out loss stays."""
+    public = {"public_loss_sum": 2.5, "public_tokens": 7}
+    assert inspect_public_metrics(public) == public
+    for name in sorted(ALLOWED_METRICS - public.keys()):
+        with pytest.raises(InspectionError, match=f"{name}' may not leave"):
+            inspect_public_metrics({**public, name: 1.0})
+    with pytest.raises(InspectionError, match="public_loss_sum is nan"):
+        inspect_public_metrics({"public_loss_sum": math.nan})
+    with pytest.raises(PolicyError, match="public_tokens"):
+        inspect_public_metrics({**public, "public_tokens": 0}, policy=Policy())

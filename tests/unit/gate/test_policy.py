@@ -303,7 +303,10 @@ def test_the_metrics_that_may_leave_by_default_are_those_of_the_inspection():
 @pytest.mark.parametrize(
     ("metrics", "reason"),
     [
-        ({"accuracy": 1.0}, "train_loss, eval_loss_sum, eval_tokens is allowed, but 'accuracy' is"),
+        (
+            {"accuracy": 1.0},
+            "eval_tokens, public_loss_sum, public_tokens is allowed, but 'accuracy' is",
+        ),
         ({"train_loss": 2}, "metrics.train_loss: a number of type float is allowed, but it is int"),
         ({"train_loss": True}, "type float is allowed, but it is bool"),
         ({"eval_tokens": True}, "type int is allowed, but it is bool"),

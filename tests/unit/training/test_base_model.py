@@ -1,6 +1,8 @@
 """The base model, described and resident."""
 
+import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from fedlora.adapter import AdapterState
 from fedlora.errors import BaseModelError
-from fedlora.training.base_model import BaseModel, describe, digest, generate, resolve
+from fedlora.training.base_model import BaseModel, Panel, describe, digest, resolve
+from fedlora.training.base_model.files import part_digests
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
@@ -192,6 +195,39 @@ def test_the_digest_follows_what_decides_tokens_and_logits(folder):
     assert len(set(digests)) == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("model.safetensors", "weights_digest"),
+        ("tokenizer.json", "tokenizer_digest"),
+        ("chat_template.jinja", "chat_template_digest"),
+        ("config.json", None),
+    ],
+)
+def test_each_part_of_a_base_has_a_digest_of_its_own(folder, name, part):
+    """A changed file changes the digest of its part alone."""
+    before = part_digests(folder).model_dump()
+    (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+    after = part_digests(folder).model_dump()
+    assert {key for key in before if before[key] != after[key]} == ({part} if part else set())
+
+
+def test_the_chat_template_is_the_one_that_counts(folder):
+    """Its own file comes before the configuration's key; the same text has the same digest."""
+    configuration = folder / "tokenizer_config.json"
+    values = json.loads(configuration.read_text())
+    own = folder / "chat_template.jinja"
+    first, text = part_digests(folder).chat_template_digest, own.read_text()
+    configuration.write_text(json.dumps(values | {"chat_template": "another"}))
+    assert part_digests(folder).chat_template_digest == first
+    own.unlink()
+    assert part_digests(folder).chat_template_digest == sha256(b"another").hexdigest()
+    configuration.write_text(json.dumps(values | {"chat_template": text}))
+    assert part_digests(folder).chat_template_digest == first
+    configuration.write_text(json.dumps(values))
+    assert part_digests(folder).chat_template_digest is None
+
+
 def test_nf4_gradients_survive_an_evaluation(base_nf4, adapter, batch):
     """Used in evaluation mode, bitsandbytes would repack the weights on some processors."""
     base_nf4.load_adapter(adapter)
@@ -227,9 +263,10 @@ def test_the_answer_is_greedy_and_ends_at_the_end_token(recipe_of, folder, batch
     steps = {"first_step": 0, "total_steps": 12, "seed": "0"}
     keys = {"gradient": plain_gradient(recipe), "part": base.spec, "recipe": recipe}
     train_local(base, start, [[lesson]] * 12, **keys, **steps)
-    assert generate(base, "Which number?", max_new_tokens=20) == "forty-two"
-    with base.adapter_off():
-        assert generate(base, "Which number?", max_new_tokens=5) != "forty-two"
+    plain, adapted = Panel.load(recipe, [base.adapter()]).answers(
+        "Which number?", max_new_tokens=20
+    )
+    assert adapted == "forty-two" != plain
 
 
 def test_a_network_without_linear_modules_is_refused(recipe_of, folder):

@@ -7,7 +7,8 @@ import pytest
 from fedlora.errors import PolicyError
 from fedlora.recipe import Recipe
 from fedlora.runtime.client.configuration import SiteConfiguration, at_site, read_site
-from fedlora.sections import Dataset
+from fedlora.runtime.client.start import readable
+from fedlora.sections import AT_SITE, Dataset
 
 ROOT = Path(__file__).parents[4]
 SITE = """\
@@ -152,3 +153,16 @@ def test_a_recipe_of_other_sites_is_refused(tmp_path):
     for text in (RECIPE.replace("north", "west"), "privacy: {unit: none}\ndatasets: [{path: a}]"):
         with pytest.raises(PolicyError, match="has no dataset of site north"):
             at_site(Recipe.from_yaml(text), here)
+
+
+def test_the_public_text_is_the_operator_s_word(tmp_path):
+    """What the recipe names is not read; where the operator names nothing, nothing is."""
+    text = f"{RECIPE}publish: {{forgetting: {{path: /etc/passwd, margin: 0.5}}}}\n"
+    recipe = Recipe.from_yaml(text)
+    nothing = at_site(recipe, site(tmp_path)).publish.forgetting
+    assert (nothing.path, nothing.margin) == (AT_SITE, 0.5)
+    own = at_site(recipe, site(tmp_path, "public_text: {path: general.txt}\n")).publish.forgetting
+    assert (own.path, own.margin) == (str(tmp_path / "general.txt"), 0.5)
+    named = site(tmp_path, "public_text: {path: general.txt}\n")
+    assert at_site(Recipe.from_yaml(RECIPE), named).publish.forgetting is None
+    assert tmp_path / "general.txt" in readable(named)

@@ -12,6 +12,7 @@ from flwr.common.constant import ErrorCode
 from fedlora.adapter import AdapterUpdate, InspectedUpdate
 from fedlora.errors import DataError, EvidenceError
 from fedlora.gate.evidence.entries import Decided, Received, Refused, Released
+from fedlora.lock import BaseDigests
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
 from fedlora.runtime.lock import locked, spec_of
@@ -31,6 +32,7 @@ RECIPE = locked(
         "federation: {rounds: 3, local_steps: 2}\n"
     ),
     SPEC,
+    BaseDigests(weights_digest="0" * 64, tokenizer_digest="0" * 64),
 )
 LATER = "-".join(f"{datetime.now().astimezone() + timedelta(hours=n):%H:%M}" for n in (2, 4))
 POLICY = {

@@ -8,6 +8,7 @@ from fedlora.recipe import Recipe
 from fedlora.runtime.client.approvals import Request
 from fedlora.runtime.client.configuration import SiteConfiguration
 from fedlora.runtime.client.summary import printable, summary
+from fedlora.sections import Source
 from tests.strategies import make_spec
 
 SITE = SiteConfiguration.model_validate(
@@ -123,3 +124,12 @@ def test_no_line_can_move_the_cursor_or_turn_text_around(trick):
     request = Request(run="run", recipe=recipe, spec=SPEC, asked="")
     told = summary(request, site, aggregator="fl.example")
     assert all(text.isprintable() for line in told for text in line)
+
+
+def test_a_public_text_is_named_beside_what_leaves_of_it():
+    """Only where the operator names one; how often follows from the releases."""
+    text = "privacy: {unit: none}\npublish: {every: 2, forgetting: {path: x}}\n"
+    named = SITE.model_copy(update={"public_text": Source(path="/data/general.txt")})
+    said = "public_loss_sum and public_tokens of /data/general.txt, at most 5 times"
+    assert said in dict(lines(text, site=named))[""]
+    assert "public" not in dict(lines(text))[""]

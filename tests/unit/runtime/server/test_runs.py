@@ -27,7 +27,8 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return locked(RECIPE, describe(RECIPE).spec)
+    base = describe(RECIPE)
+    return locked(RECIPE, base.spec, base.digests)
 
 
 @pytest.fixture

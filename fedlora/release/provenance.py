@@ -1,0 +1,75 @@
+"""Where a release comes from, as supply-chain tools read it.
+
+An in-toto Statement (in-toto attestation framework, Statement v1) with SLSA's provenance predicate
+(slsa.dev/spec/v1.0/provenance). It is signed with the manifest, which has its digest.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora.release.manifest import Base, File, Manifest
+
+PROVENANCE = "provenance.json"
+"""Its file in a release's folder."""
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:fedlora:federated-run:v1"
+"""Rounds of a recipe: the sites train, an aggregator folds their updates."""
+BUILDER = "urn:fedlora:aggregator"
+
+
+def provenance(manifest: Manifest, subjects: Mapping[str, File]) -> str:
+    """Return the statement in JSON.
+
+    Args:
+        manifest: of the release; its files are not looked at.
+        subjects: the adapter's own files.
+    """
+    statement = {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": name, "digest": {"sha256": file.sha256}} for name, file in subjects.items()
+        ],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"recipe": {"sha256": manifest.origin.recipe}},
+                "internalParameters": {
+                    "round": manifest.origin.round,
+                    "rounds": manifest.origin.rounds,
+                    "method": manifest.aggregation.method,
+                    "privacyUnit": manifest.privacy.unit,
+                },
+                "resolvedDependencies": _base(manifest.base),
+            },
+            "runDetails": {
+                "builder": {
+                    "id": BUILDER,
+                    "version": manifest.code.model_dump(mode="json"),
+                },
+                "metadata": {
+                    "invocationId": f"{manifest.origin.run}/{manifest.origin.round}",
+                    "finishedOn": manifest.created,
+                },
+            },
+        },
+    }
+    return json.dumps(statement, indent=2) + "\n"
+
+
+def _base(base: Base) -> list[dict[str, Any]]:
+    """Return the base model and the parts of it that have a digest, as resource descriptors."""
+    whole: dict[str, Any] = {"name": "base_model", "digest": {"sha256": base.digest}}
+    if base.hub_id:
+        revision = f"@{base.revision}" if base.revision else ""
+        whole["uri"] = f"pkg:huggingface/{base.hub_id}{revision}"
+    parts = {
+        "base_model/weights": base.weights,
+        "base_model/tokenizer": base.tokenizer,
+        "base_model/chat_template": base.chat_template,
+    }
+    found = [{"name": name, "digest": {"sha256": one}} for name, one in parts.items() if one]
+    return [whole, *found]

@@ -1,0 +1,57 @@
+"""What the sites measured of a round's adapter, and why one of them has not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedlora.errors import WireError
+from fedlora.gate.inspection import inspect_metrics
+from fedlora.recipe import Recipe
+
+_HELD_OUT = "eval_loss_sum", "eval_tokens"
+_PUBLIC = "public_loss_sum", "public_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Loss sums in nats, with the tokens that they are over."""
+
+    recipe: Recipe
+    round: int
+    held_out: dict[str, list[float]] = field(default_factory=dict)
+    """By site, on its own held-out rows."""
+    public: dict[str, list[float]] = field(default_factory=dict)
+    """By site that has a public text, on that."""
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    """By site, why there is nothing of it."""
+
+    def take(self, site: str, metrics: Mapping[str, int | float]) -> None:
+        """Keep what a site has measured.
+
+        Raises:
+            InspectionError: a metric is none that a site may tell, or not finite.
+            WireError: one is missing, or there are no tokens that it could be of.
+        """
+        values = inspect_metrics(metrics, unit=self.recipe.privacy.unit)
+        if self.round in self.recipe.federation.evaluated_rounds:
+            self.held_out[site] = _pair(values, _HELD_OUT)
+        if values.keys() & set(_PUBLIC):
+            measured = _pair(values, _PUBLIC)
+            if measured[1] < 1:
+                raise WireError(f"public_tokens is {measured[1]:g}: the public text has none.")
+            self.public[site] = measured
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the round's record says of it."""
+        return {
+            "evaluation": self.held_out,
+            "public": self.public,
+            "unmeasured": self.unmeasured,
+        }
+
+
+def _pair(values: Mapping[str, int | float], names: tuple[str, str]) -> list[float]:
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise WireError(f"The reply holds no metric {missing[0]}.")
+    return [float(values[name]) for name in names]
