@@ -18,6 +18,29 @@ Reason = Annotated[str, typer.Option(help="Why; it is signed and shown to whoeve
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What it is published as.")]
 
 
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    key: Key,
+    registry: Registry = None,
+) -> None:
+    """Publish the adapter of a run's last complete round: signed, with ``latest`` pointing to it.
+
+    A run publishes by itself where it is given a store; this is for one that was not.
+    """
+    import tempfile
+
+    from fedlora.runtime.publication import parent_of
+    from fedlora.runtime.publishing import draft
+    from fedlora.runtime.run_folder import RunFolder
+
+    publisher, played = _publisher(registry, key), RunFolder.open(run)
+    with tempfile.TemporaryDirectory(prefix=".release-", dir=played.path) as place:
+        folder = Path(place) / "release"
+        manifest = draft(played, folder, parent=parent_of(publisher, played.recipe()))
+        release = publisher.publish(folder, manifest)
+    typer.echo(f"Published {manifest.name} {release.id[:12]}; {manifest.name}@latest points to it.")
+
+
 def promote(
     reference: Annotated[
         str, typer.Argument(metavar="NAME@RELEASE", help="Or NAME@ALIAS, such as demo@candidate.")

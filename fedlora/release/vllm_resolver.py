@@ -7,6 +7,7 @@ interface is that of ``vllm/lora/resolver.py`` in vLLM 0.33.
 """
 
 import asyncio
+import functools
 import logging
 import os
 import threading
@@ -86,7 +87,8 @@ def register() -> None:
         """Finds releases in a registry."""
 
         def __init__(self) -> None:
-            self._fetcher = Fetcher(lambda name: puller(None).pull(name))
+            reader = functools.cache(lambda: puller(None))  # one connection, and none before a fork
+            self._fetcher = Fetcher(lambda name: reader().pull(name))
 
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> "LoRARequest | None":
             release = await self._fetcher.fetch(base_model_name, lora_name)

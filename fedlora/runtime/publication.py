@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import FedloraError
+from fedlora.recipe import Recipe
 from fedlora.release.folder import Release, signed_manifest
 from fedlora.release.gates import judge
-from fedlora.release.index import Index
 from fedlora.release.manifest import Manifest
 from fedlora.release.publisher import Publisher
 from fedlora.release.source import Target
@@ -88,8 +88,7 @@ class Publication:
 
     def _publish(self, number: int) -> ReleasePublished:
         gate, publisher = self.run.recipe().publish, Publisher(self.target, self.signer)
-        name = self.run.recipe().name
-        before = _pointed(publisher.index(name), gate.promoted)
+        before = parent_of(publisher, self.run.recipe())
         with tempfile.TemporaryDirectory(prefix=".release-", dir=self.run.path) as place:
             folder = Path(place) / "release"
             manifest = draft(self.run, folder, number=number, parent=before)
@@ -133,7 +132,12 @@ class Publication:
         return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
-def _pointed(index: Index, alias: str) -> str | None:
-    """Return the usable release that an alias points to, if any."""
-    found = index.aliases.get(alias)
+def parent_of(publisher: Publisher, recipe: Recipe) -> str | None:
+    """Return the usable release that a recipe's promoted alias points to, if any.
+
+    Raises:
+        ReleaseError: the index is another publisher's, or the target does not answer.
+    """
+    index = publisher.index(recipe.name)
+    found = index.aliases.get(recipe.publish.promoted)
     return found.release if found and index.is_usable(found.release) else None

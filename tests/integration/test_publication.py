@@ -14,11 +14,15 @@ from fedlora.privacy.ledger import Ledger
 from fedlora.release.folder import verify
 from fedlora.release.index import Index
 from fedlora.release.manifest import Manifest
+from fedlora.release.store import Store, new_store
 from fedlora.runtime import simulation
 from fedlora.runtime.events import Event, PublicationFailed, ReleasePublished, RoundFinished
 from fedlora.runtime.plan import plan
 from fedlora.runtime.publication import Publication
 from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.server.coordinator import Coordinator
+from fedlora.runtime.server.folder import ServerFolder
+from fedlora.signing import PublicKey
 from fedlora.training.base_model import resolve
 from simulations.published import Scene
 
@@ -198,3 +202,33 @@ def test_a_private_site_tells_the_public_loss_and_nothing_besides(
         assert record["public"] == {}
         assert set(record["unmeasured"]) == {"north", "south"}
         assert all("gate refused" in reason for reason in record["unmeasured"].values())
+
+
+def test_the_command_publishes_and_says_what_became_of_it(
+    recipe_text, tmp_path, command_line, monkeypatch
+):
+    """Without the key nothing is published, and a registry alone is an error before anything."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(recipe_text, encoding="utf-8")
+    one = ("simulate", "recipe.yaml", "federation.rounds=1", "--registry", "store")
+    assert command_line("registry", "init", "store", "--key", "publisher.key")[0] == 0
+    code, _, errors = command_line(*one)
+    assert (code, Path("runs").exists()) == (2, False)
+    assert "give both or neither" in errors
+    code, output, _ = command_line(*one, "--key", "publisher.key")
+    assert code == 0
+    release = Store(Path("store"), key=PublicKey.read(Path("publisher.key.pub"))).names()
+    assert list(release) == ["small"]
+    assert ": production" in output
+
+
+def test_a_coordinator_publishes_where_there_are_store_and_key(small_recipe, tmp_path):
+    """A store that is not there, or not whole, is no reason not to play."""
+    folder = ServerFolder(tmp_path)
+    run = simulation.start(plan(small_recipe()), runs=folder.runs)
+    publishing, observe = Coordinator(folder)._publishing, [].append
+    assert publishing(run, observe) is observe
+    new_store(tmp_path / "elsewhere", key=folder.publisher_key)
+    assert publishing(run, observe) is observe
+    new_store(folder.store, key=folder.publisher_key)
+    assert publishing(run, observe) is not observe

@@ -204,7 +204,7 @@ def test_a_registry_file_that_cannot_be_read_is_an_error_at_the_start(
     """Not at the first request."""
     monkeypatch.setenv("FEDLORA_REGISTRY", str(tmp_path / "registry.yaml"))
 
-    with pytest.raises(ReleaseError, match="no registry file can be read"):
+    with pytest.raises(ReleaseError, match="hands out such a registry file"):
         register()
 
 
