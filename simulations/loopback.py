@@ -31,7 +31,8 @@ from fedlora.runtime.server.installation import install
 from fedlora.runtime.server.runs import Runs, Standing
 from fedlora.training.base_model import describe
 
-_DIES_WITH_US = (sys.executable, "-I", "-S", launcher.__file__)
+DIES_WITH_US = (sys.executable, "-I", "-S", launcher.__file__)
+"""What a command is put behind, with this process's id and two dashes, to end with it."""
 _POLL = 0.2
 _PATIENCE = 180.0
 """Seconds for what should take a few."""
@@ -199,7 +200,7 @@ class Loopback:
         log = (self.folder / f"{folder.name}.log").open("ab")
         with log:
             self._supervisors[folder] = subprocess.Popen(
-                [*_DIES_WITH_US, str(os.getpid()), "-", "-", sys.executable, "-m", *arguments],
+                [*DIES_WITH_US, str(os.getpid()), "-", "-", sys.executable, "-m", *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -69,6 +69,18 @@ def verify(folder: Path, *, key: PublicKey) -> Release:
     payload = _small(folder / MANIFEST, most=LARGEST_MANIFEST)
     text = _small(folder / SIGNATURE, most=_LARGEST_SIGNATURE)
     manifest = signed_manifest(payload, text, key=key, source=str(folder / MANIFEST))
+    require_names(folder, manifest)
+    for name, file in manifest.files.items():
+        require_file(folder / name, file)
+    return Release(folder=folder, manifest=manifest)
+
+
+def require_names(folder: Path, manifest: Manifest) -> None:
+    """Do nothing if a folder has the files that a manifest lists, whatever is in them.
+
+    Raises:
+        ReleaseError: one is missing, or there is another.
+    """
     found = {path.name for path in folder.iterdir()} - {MANIFEST, SIGNATURE}
     for name in sorted(manifest.files.keys() - found):
         raise ReleaseError(f"{folder / name}: the file is missing. Fetch the release again.")
@@ -77,9 +89,6 @@ def verify(folder: Path, *, key: PublicKey) -> Release:
             f"{folder / name}: the manifest knows no such file, so that nobody has signed it. "
             "Remove it, or fetch the release again."
         )
-    for name, file in manifest.files.items():
-        require_file(folder / name, file)
-    return Release(folder=folder, manifest=manifest)
 
 
 def signed_manifest(payload: bytes, signature: bytes, *, key: PublicKey, source: str) -> Manifest:
@@ -110,7 +119,11 @@ def require_file(path: Path, file: File) -> None:
     Raises:
         ReleaseError: it is something else.
     """
-    found = _file(path)
+    require_same(path, _file(path), file)
+
+
+def require_same(path: Path, found: File, file: File) -> None:
+    """Do nothing if what was found at ``path`` is what a manifest says; errors as above."""
     if found != file:
         raise ReleaseError(
             f"{path}: this is not what was published: {file.size:,} bytes with SHA-256 "

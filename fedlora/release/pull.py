@@ -1,13 +1,21 @@
 """Fetching a release: verified to the byte, resumed where it stopped, there whole or not at all."""
 
-import os
+import hashlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import ReleaseError
-from fedlora.release.folder import SIGNATURE, Release, require_file, signed_manifest, verify
+from fedlora.release.folder import (
+    SIGNATURE,
+    Release,
+    require_names,
+    require_same,
+    signed_manifest,
+    verify,
+)
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST, File, Manifest
 from fedlora.release.seen import Seen
@@ -95,7 +103,7 @@ class Puller:
             (partial / MANIFEST).write_bytes(payload)
             (partial / SIGNATURE).write_bytes(signature)
         try:
-            verify(partial, key=self.key)
+            require_names(partial, manifest)
         except ReleaseError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -126,18 +134,26 @@ class Puller:
         return found
 
     def _fetch_file(self, release: str, path: Path, *, file: File) -> None:
-        """Append what a file still lacks; one that came out wrong is removed."""
-        have = path.stat().st_size if path.exists() else 0
-        with atomic.storage_errors(path), path.open("ab") as out:
-            if have < file.size:
-                for chunk in self.source.read(release, path.name, offset=have):
-                    out.write(chunk)
-                    have += len(chunk)
-                    if have > file.size:
-                        break
-            os.fsync(out.fileno())
+        """Append what a file still lacks, and check all of it; what came out wrong is removed.
+
+        A chunk is hashed while it is written, and the next one comes.
+        """
+        with (
+            atomic.storage_errors(path),
+            path.open("a+b") as out,
+            ThreadPoolExecutor(1) as beside,
+        ):
+            out.seek(0)
+            digest, have = hashlib.file_digest(out, "sha256"), out.tell()
+            hashed = beside.submit(digest.update, b"")
+            chunks = self.source.read(release, path.name, offset=have)
+            while have < file.size and (chunk := next(chunks, b"")):
+                hashed.result()
+                hashed = beside.submit(digest.update, chunk)
+                out.write(chunk)
+                have += len(chunk)
         try:
-            require_file(path, file)
+            require_same(path, File(size=have, sha256=digest.hexdigest()), file)
         except ReleaseError:
             path.unlink()
             raise

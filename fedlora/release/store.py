@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from fedlora import atomic
 from fedlora.errors import ReleaseError
@@ -59,13 +60,17 @@ class Store:
         return (folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes()
 
     def read(self, release: str, file: str, *, offset: int = 0) -> Iterator[bytes]:
-        folder = self._release(release)
-        if file not in {path.name for path in folder.iterdir()}:
-            raise ReleaseError(f"{self.path}: release {release[:12]} has no file {file!r:.80}.")
-        with (folder / file).open("rb") as content:
+        with self.open(release, file) as content:
             content.seek(offset)
             while chunk := content.read(_CHUNK):
                 yield chunk
+
+    def open(self, release: str, file: str) -> BinaryIO:
+        """Open a release's file to be read; errors as ``read``."""
+        folder = self._release(release)
+        if file not in {path.name for path in folder.iterdir()}:
+            raise ReleaseError(f"{self.path}: release {release[:12]} has no file {file!r:.80}.")
+        return (folder / file).open("rb")
 
     def watch(self, name: str, *, after: int) -> Iterator[bytes]:
         self.index(name)  # or there is nothing to watch

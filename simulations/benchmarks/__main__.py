@@ -11,6 +11,7 @@ BENCHMARKS = {
     "rounds": "federated rounds against the bare training steps, and against the plain way",
     "wire": "bytes that a client sends in a round, against Flower's float32 factors",
     "deployment_round": "a deployed round beside training, against stock Flower",
+    "download": "pulling an adapter from a registry, beside a plain gRPC stream and plain HTTP",
     "evidence": "what a signed log of each answer costs, beside encoding the answer alone",
 }
 

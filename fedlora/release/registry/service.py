@@ -15,7 +15,7 @@ from fedlora.release.index import Index, Published
 from fedlora.release.manifest import Manifest
 from fedlora.release.registry.door import Context
 from fedlora.release.registry.incoming import Incoming, Upload
-from fedlora.release.registry.limits import Limits
+from fedlora.release.registry.limits import CHUNK, Limits
 from fedlora.release.registry.refused import Refused, refusing
 from fedlora.release.store import Store
 from fedlora.sections import NAME
@@ -67,10 +67,13 @@ class Service(RegistryServicer):
         release = _require_release(request.release)
         if request.offset > self._limits.release:
             raise Refused(StatusCode.OUT_OF_RANGE, "No file is that long.")
-        chunks = self._store.read(release, request.file, offset=request.offset)
         with refusing(StatusCode.NOT_FOUND):
-            while chunk := await _settled(next, chunks, None):
-                yield v1.DownloadArtifactResponse(data=chunk)
+            content = await asyncio.to_thread(self._store.open, release, request.file)
+        with content:
+            content.seek(request.offset)
+            buffer = bytearray(CHUNK)  # the same for all: fresh memory costs more than reading
+            while size := await _settled(content.readinto, buffer):
+                yield v1.DownloadArtifactResponse(data=bytes(memoryview(buffer)[:size]))
 
     async def WatchReleases(
         self, request: v1.WatchReleasesRequest, _: Context
