@@ -11,19 +11,23 @@ from fedlora.runtime.client import trainer
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.start import services
 from fedlora.runtime.processes import log
+from fedlora.runtime.processes.service import Service
 from fedlora.runtime.processes.supervisor import supervise
 
 
 def main(module: str, folder: SiteFolder) -> None:
     """Run the site until SIGTERM or SIGINT."""
     log.start("supervisor")
-    replaced = [
-        replace(
-            service,
-            command=[module if part == trainer.__name__ else part for part in service.command],
-        )
-        for service in services(folder)
-    ]
+
+    def replaced() -> list[Service]:
+        return [
+            replace(
+                service,
+                command=[module if part == trainer.__name__ else part for part in service.command],
+            )
+            for service in services(folder)
+        ]
+
     supervise(replaced, folder=folder.path)
 
 

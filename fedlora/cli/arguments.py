@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.errors import RecipeError
+from fedlora.errors import EnrolmentError, RecipeError
 
 if TYPE_CHECKING:
     from fedlora.recipe import Recipe
+    from fedlora.runtime.client.folder import SiteFolder
 
 SiteDir = Annotated[
     Path, typer.Option("--dir", metavar="DIR", help="The site's folder; by default this one.")
@@ -17,6 +18,23 @@ SiteDir = Annotated[
 ServerDir = Annotated[
     Path, typer.Option("--dir", metavar="DIR", help="The aggregator's folder; by default this one.")
 ]
+
+
+def opened_site(path: Path) -> "SiteFolder":
+    """Return a site's folder, once it is known to be one.
+
+    Raises:
+        EnrolmentError: it is none.
+    """
+    from fedlora.runtime.client.folder import SiteFolder
+
+    folder = SiteFolder(path)
+    if not (folder.join.exists() or folder.configuration.exists()):
+        raise EnrolmentError(
+            f"{path.resolve()}: this is not a site's folder. Name it with --dir, or make it: "
+            "fedlora client enroll BUNDLE."
+        )
+    return folder
 
 
 def recipe_of(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.cli import client_approve, client_evidence
-from fedlora.cli.arguments import SiteDir
+from fedlora.cli.arguments import SiteDir, opened_site
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,9 +76,8 @@ def check(
     from rich.console import Console
 
     from fedlora.runtime.client.check import check as findings_of
-    from fedlora.runtime.client.folder import SiteFolder
 
-    console, folder = Console(highlight=False), SiteFolder(directory)
+    console, folder = Console(highlight=False), opened_site(directory)
     verdicts = []
     for finding in findings_of(folder):
         _print_finding(finding, console)
@@ -99,12 +98,11 @@ def start(directory: SiteDir = Path()) -> None:
     As root, SuperNode and gate run as the owner of the folder, and the trainer as a user of its
     own.
     """
-    from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.client.start import start as run
     from fedlora.runtime.processes import log
 
     log.start("supervisor")
-    run(SiteFolder(directory.resolve()))
+    run(opened_site(directory.resolve()))
 
 
 @app.command()
@@ -113,11 +111,10 @@ def status(directory: SiteDir = Path()) -> None:
     from rich.console import Console
 
     from fedlora.cli.services import print_services
-    from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.client.status import status as status_of
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    found = status_of(SiteFolder(directory))
+    found = status_of(opened_site(directory))
     running = print_services(directory, console=console)
     _print_status(found, console)
     if not running:
@@ -142,16 +139,11 @@ def _stepped(recipe: Path, configuration: Path) -> "Finding":
 
 
 def _print_finding(finding: "Finding", console: "Console") -> None:
-    from rich.table import Table
+    """Print a line; the terminal breaks it, so that a fingerprint is copied whole."""
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    for width in (7, 20):
-        table.add_column(width=width)
-    table.add_column(overflow="fold")
-    verdict = Text(finding.verdict, style=_COLOURS[finding.verdict])
-    table.add_row(verdict, Text(finding.what), Text(finding.found))
-    console.print(table)
+    verdict = Text(f"{finding.verdict:7}", style=_COLOURS[finding.verdict])
+    console.print(verdict, Text(f" {finding.what:20} {finding.found}"), soft_wrap=True)
 
 
 def _print_learned(directory: Path, console: "Console") -> None:

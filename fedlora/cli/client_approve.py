@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli.arguments import SiteDir
+from fedlora.cli.arguments import SiteDir, opened_site
 from fedlora.errors import RunError
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ def approve(
     The answer is to this recipe of this run: another one is asked for anew.
     """
     from fedlora.runtime.client.approvals import Approvals
-    from fedlora.runtime.client.folder import SiteFolder
 
-    folder = SiteFolder(directory)
+    folder = opened_site(directory)
     approvals = Approvals(folder.approvals)
     request = approvals.request(run)
     if request is None:
@@ -51,9 +50,8 @@ def runs(directory: SiteDir = Path()) -> None:
 
     from fedlora.gate.chain import AdapterChain
     from fedlora.runtime.client.approvals import Approvals
-    from fedlora.runtime.client.folder import SiteFolder
 
-    folder = SiteFolder(directory)
+    folder = opened_site(directory)
     approvals = Approvals(folder.approvals)
     rounds = AdapterChain(folder.chain).rounds()
     table = Table("run", "asked (UTC)", "state", box=None, header_style="bold", pad_edge=False)
@@ -68,7 +66,7 @@ def runs(directory: SiteDir = Path()) -> None:
     for run, seen in rounds.items():
         table.add_row(run, "", "needs no answer", "", str(seen))
     if not table.row_count:
-        typer.echo(f"No run has asked anything of the site in {directory}.")
+        typer.echo(f"No run has asked anything of the site in {directory.resolve()}.")
         return
     Console(highlight=False, markup=False).print(table)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli.arguments import SiteDir
+from fedlora.cli.arguments import SiteDir, opened_site
 
 if TYPE_CHECKING:
     from fedlora.gate.evidence.verification import Findings
@@ -103,12 +103,11 @@ def export(
     """
     from fedlora.gate.evidence import pack
     from fedlora.gate.evidence.log import EvidenceLog
-    from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.enrolment import JoinBundle
     from fedlora.runtime.reports.evidence import page_of
     from fedlora.signing import PublicKey, Signer
 
-    folder = SiteFolder(path)
+    folder = opened_site(path)
     bundle = JoinBundle.read(folder.join)
     site, aggregator = bundle.site, PublicKey.of(bundle.aggregator_key)
     signer = Signer.load(folder.gate_key)
@@ -121,19 +120,19 @@ def export(
         page=lambda entries: page_of(entries, site=site, key=fingerprint),
     )
     typer.echo(f"{to}: {head.count} entries; the last has the hash {head.hash}.")
-    typer.echo(f"Give the auditor your gate's key by another way: {fingerprint}")
-    typer.echo(f"They check it with: fedlora client evidence verify {to} --gate-key …")
+    public = folder.gate_key.with_name(f"{folder.gate_key.name}.pub")
+    typer.echo(f"Give the auditor {public} by another way; its fingerprint is {fingerprint}.")
+    typer.echo(f"They check it with: fedlora client evidence verify {to} --gate-key {public.name}")
 
 
 def _verified_site(
     path: Path, *, gate: "PublicKey | None" = None, aggregator: "PublicKey | None" = None
 ) -> "Findings":
     from fedlora.gate.evidence.verification import verify_log
-    from fedlora.runtime.client.folder import SiteFolder
     from fedlora.runtime.enrolment import JoinBundle
     from fedlora.signing import PublicKey
 
-    folder = SiteFolder(path)
+    folder = opened_site(path)
     bundle = JoinBundle.read(folder.join)
     joined = PublicKey.of(bundle.aggregator_key)
     gate = gate or PublicKey.read(folder.gate_key.with_name("gate.key.pub"))

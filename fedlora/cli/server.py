@@ -51,7 +51,11 @@ def init(
     typer.echo(f"Aggregator in {path}; sites will find it at {configuration.address}.")
     for name in names:
         _print_invitation(folder.bundle(name), site=name)
-    typer.echo(f"Start it with fedlora server start. Keep {folder.ca_key} off this host.")
+    _print_authority(folder)
+    typer.echo(
+        f"Start it with fedlora server start --dir {path}. Once all sites have their bundles, "
+        f"move {folder.ca_key} off this host: only fedlora server renew needs it."
+    )
 
 
 @app.command()
@@ -139,6 +143,7 @@ def list_sites(folder: ServerDir = Path()) -> None:
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, Console(width=1000).measure(table).maximum)
     console.print(table)
+    _print_authority(aggregator)
     _warn_of_expiry(aggregator)
 
 
@@ -163,6 +168,13 @@ def renew(
 
 def _print_invitation(bundle: Path, *, site: str) -> None:
     typer.echo(f"Bundle for {site}: {bundle}. Hand it over by a channel that you both trust.")
+
+
+def _print_authority(folder: "ServerFolder") -> None:
+    """Print what sites compare with their bundle's, by another channel."""
+    from fedlora.runtime.server.authority import fingerprint_of
+
+    typer.echo(f"Aggregator's CA:  SHA256 {fingerprint_of(folder.ca_certificate)}")
 
 
 def _require_same(site: str, asked: str, *, path: Path) -> None:

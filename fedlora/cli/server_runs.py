@@ -9,6 +9,7 @@ from fedlora.cli.arguments import ServerDir, recipe_of
 from fedlora.errors import RunError
 
 if TYPE_CHECKING:
+    from fedlora.runtime.run_folder import RunFolder
     from fedlora.runtime.server.folder import ServerFolder
     from fedlora.runtime.server.runs import Runs
 
@@ -37,7 +38,9 @@ def run(
 def stop(name: Run, folder: ServerDir = Path()) -> None:
     """Stop a run after the message under way; resume goes on from its last round."""
     runs = _runs(folder)
-    runs.want(runs.open(name), "stopped")
+    known = runs.open(name)
+    _require_unfinished(runs, known)
+    runs.want(known, "stopped")
     typer.echo(f"{name} stops. Go on with: fedlora server resume {name}")
 
 
@@ -45,8 +48,7 @@ def resume(name: Run, folder: ServerDir = Path()) -> None:
     """Let a run go on that was stopped, or that pauses, now rather than when it is due."""
     runs = _runs(folder)
     known = runs.open(name)
-    if runs.standing(known).state == "finished":
-        raise RunError(f"{name} is finished: {known.release} holds what it published.")
+    _require_unfinished(runs, known)
     runs.want(known, "playing")
     typer.echo(f"{name} goes on when its turn comes: fedlora server status")
 
@@ -67,6 +69,11 @@ def opened(path: Path) -> "ServerFolder":
     folder = ServerFolder(path.resolve())
     Configuration.read(folder.configuration)
     return folder
+
+
+def _require_unfinished(runs: "Runs", run: "RunFolder") -> None:
+    if runs.standing(run).state == "finished":
+        raise RunError(f"{run.name} is finished: {run.release} holds what it published.")
 
 
 def _runs(path: Path) -> "Runs":

@@ -55,9 +55,10 @@ def read_files(path: Path) -> Iterator[RawRow]:
 def _files(path: Path) -> list[Path]:
     try:
         if not path.exists():
+            began = "" if path.is_absolute() else f" It was looked for from {Path.cwd()}."
             raise DataError(
-                f"{path}: there is no such file or folder. Correct datasets[].path in the recipe; "
-                f"a relative path starts at the working folder, which is {Path.cwd()}."
+                f"{path}: there is no such file or folder.{began} Correct datasets[].path in the "
+                "recipe; at a site, data[].path in its site.yaml."
             )
         files = sorted(filter(_is_listed, path.rglob("*"))) if path.is_dir() else [path]
     except OSError as error:

@@ -89,7 +89,7 @@ class Origin(Section):
     """SHA-256 of the resolved recipe."""
     parent: Digest | None = None
     """The release that it follows, under the same name: what the promoted alias pointed to when it
-    was made, and what the gate holds it against."""
+    was made, and what the gate holds it against. Of a merged model it is its adapter's."""
     site: Pseudonym | None = None
     """Whose own factors are in it, where factors are personal."""
 

@@ -15,11 +15,14 @@ import torch
 
 from fedlora import __version__, atomic
 from fedlora.adapter import AdapterState
+from fedlora.document import write_yaml
 from fedlora.errors import ReleaseError, StorageError
 from fedlora.peft_folder import read_peft_folder
+from fedlora.release.card import CARD
 from fedlora.release.folder import Release, files_of, sign_folder
 from fedlora.release.index import stamp
 from fedlora.release.manifest import MANIFEST, Code, Evaluation, Manifest
+from fedlora.release.provenance import PROVENANCE, merge_provenance
 from fedlora.release.weights import Change, Weights
 from fedlora.signing import Signer
 from fedlora.training.base_model import digest, mergeable, other_files, weight_files
@@ -30,24 +33,24 @@ _SPARE = 16 * 2**20
 _QUANTIZED = "quantization_config", "compression_config"
 _CARD = """\
 ---
-base_model: {base}
-base_model_relation: finetune
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- fedlora
----
+{metadata}---
 
 # {name}
 
-{base} with a LoRA adapter merged into it, which was trained by federation with fedlora.
+`{base}` with a LoRA adapter merged into it, which was fine-tuned by federated learning.
 
-- adapter: release `{adapter}` of {of}
-- base model: {base}{revision}, digest `{digest}`
+- Adapter: release `{parent}`, whose card says how it was trained
+- Base model: `{base}`{revision}, SHA-256 `{digest}`
 
-Privacy, as of the adapter:
+## Privacy
+
+Of the adapter, and of all that is computed from it:
 
 {privacy}
+
+## Evaluation
+
+Nothing was measured of the merged model.
 """
 
 
@@ -95,8 +98,12 @@ def merge(
             _write_json(folder / _INDEX, _index(shards))
         if dtype:
             _write_json(folder / _CONFIG, _in_dtype(config, dtype))
-        (folder / "README.md").write_text(_card(release), encoding="utf-8")
-        merged = _manifest(release, folder)
+        merged = _manifest(release)
+        told = merge_provenance(merged, files_of(folder))
+        (folder / PROVENANCE).write_text(told, encoding="utf-8")
+        (folder / CARD).write_text(_card(merged), encoding="utf-8")
+        whole = merged.model_copy(update={"files": files_of(folder)})
+        merged = Manifest.from_json(whole.to_json(), source=str(folder / MANIFEST))
         if signer:
             sign_folder(folder, merged, signer=signer)
         else:
@@ -182,39 +189,40 @@ def _require_room(out: Path, size: int, base: Path) -> None:
         )
 
 
-def _manifest(release: Release, folder: Path) -> Manifest:
-    """Return the manifest of what is in a folder; what was measured of the adapter is not in it."""
+def _manifest(release: Release) -> Manifest:
+    """Return the manifest without files; what was measured of the adapter is not in it."""
     manifest = release.manifest
-    draft = manifest.model_copy(
+    return manifest.model_copy(
         update={
             "kind": "merged",
-            "name": _name(manifest),
+            "name": f"{manifest.name[:57]}-merged",  # beside the adapters, not among them
             "created": stamp(datetime.now(UTC)),
-            "files": files_of(folder),
+            "files": {},
             "origin": manifest.origin.model_copy(update={"parent": release.id}),
             "evaluation": Evaluation(),
             "code": Code(fedlora=__version__, torch=torch.__version__),
         }
     )
-    return Manifest.from_json(draft.to_json(), source=str(folder / MANIFEST))
 
 
-def _name(manifest: Manifest) -> str:
-    """Return what the merged model is published as: beside the adapters, not among them."""
-    return f"{manifest.name[:57]}-merged"
-
-
-def _card(release: Release) -> str:
-    manifest = release.manifest
+def _card(manifest: Manifest) -> str:
     base = manifest.base
     return _CARD.format(
-        name=_name(manifest),
+        metadata=write_yaml(
+            {
+                **({"base_model": base.hub_id} if base.hub_id else {}),
+                "base_model_relation": "finetune",
+                "library_name": "transformers",
+                "pipeline_tag": "text-generation",
+                "tags": ["federated-learning", "fedlora"],
+            }
+        ),
+        name=manifest.name,
         base=base.name,
-        revision=f" at {base.revision}" if base.revision else "",
+        revision=f" at revision `{base.revision}`" if base.revision else "",
         digest=base.digest,
-        adapter=release.id,
-        of=manifest.name,
-        privacy="\n".join(f"- {line}" for line in manifest.privacy.statement),
+        parent=manifest.origin.parent,
+        privacy="\n\n".join(manifest.privacy.statement),
     )
 
 

@@ -18,6 +18,9 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:fedlora:federated-run:v1"
 """Rounds of a recipe: the sites train, an aggregator folds their updates."""
 BUILDER = "urn:fedlora:aggregator"
+MERGE_TYPE = "urn:fedlora:merge:v1"
+"""A release of an adapter, added to its base's weights."""
+MERGER = "urn:fedlora:adapters-merge"
 
 
 def provenance(manifest: Manifest, subjects: Mapping[str, File]) -> str:
@@ -27,6 +30,50 @@ def provenance(manifest: Manifest, subjects: Mapping[str, File]) -> str:
         manifest: of the release; its files are not looked at.
         subjects: the adapter's own files.
     """
+    definition = {
+        "buildType": BUILD_TYPE,
+        "externalParameters": {"recipe": {"sha256": manifest.origin.recipe}},
+        "internalParameters": {
+            "round": manifest.origin.round,
+            "rounds": manifest.origin.rounds,
+            "method": manifest.aggregation.method,
+            "privacyUnit": manifest.privacy.unit,
+        },
+        "resolvedDependencies": _base(manifest.base),
+    }
+    invocation = f"{manifest.origin.run}/{manifest.origin.round}"
+    return _statement(
+        manifest, subjects, definition=definition, builder=BUILDER, invocation=invocation
+    )
+
+
+def merge_provenance(manifest: Manifest, subjects: Mapping[str, File]) -> str:
+    """Return the statement of a merged model in JSON.
+
+    Args:
+        manifest: of kind ``merged``; its parent is the adapter's release.
+        subjects: the model's own files.
+    """
+    adapter = {"name": "adapter", "digest": {"sha256": manifest.origin.parent}}
+    definition = {
+        "buildType": MERGE_TYPE,
+        "externalParameters": {"adapter": adapter["digest"]},
+        "resolvedDependencies": [adapter, *_base(manifest.base)],
+    }
+    invocation = f"{manifest.name}/{manifest.created}"
+    return _statement(
+        manifest, subjects, definition=definition, builder=MERGER, invocation=invocation
+    )
+
+
+def _statement(
+    manifest: Manifest,
+    subjects: Mapping[str, File],
+    *,
+    definition: Mapping[str, Any],
+    builder: str,
+    invocation: str,
+) -> str:
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [
@@ -34,26 +81,10 @@ def provenance(manifest: Manifest, subjects: Mapping[str, File]) -> str:
         ],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": {"recipe": {"sha256": manifest.origin.recipe}},
-                "internalParameters": {
-                    "round": manifest.origin.round,
-                    "rounds": manifest.origin.rounds,
-                    "method": manifest.aggregation.method,
-                    "privacyUnit": manifest.privacy.unit,
-                },
-                "resolvedDependencies": _base(manifest.base),
-            },
+            "buildDefinition": definition,
             "runDetails": {
-                "builder": {
-                    "id": BUILDER,
-                    "version": manifest.code.model_dump(mode="json"),
-                },
-                "metadata": {
-                    "invocationId": f"{manifest.origin.run}/{manifest.origin.round}",
-                    "finishedOn": manifest.created,
-                },
+                "builder": {"id": builder, "version": manifest.code.model_dump(mode="json")},
+                "metadata": {"invocationId": invocation, "finishedOn": manifest.created},
             },
         },
     }

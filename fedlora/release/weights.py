@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlora.errors import ReleaseError
 from fedlora.tensor_file import DTYPES, Layout, header, raw
 
-_BLOCK = 2**22
+_BLOCK = 2**20
 """Values that are in memory at once, unless a row has more."""
 
 

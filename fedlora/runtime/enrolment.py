@@ -7,6 +7,7 @@ another channel, then the aggregator's operator admits the site.
 
 import base64
 import hashlib
+import re
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -44,9 +45,16 @@ def _canonical_node_key(line: str) -> str:
     raise ValueError("expected an EC P-384 public key in OpenSSH's format")
 
 
+def _token(text: str) -> str:
+    """Require a token's form; the error does not repeat a secret."""
+    if not re.fullmatch("[A-Za-z0-9_-]{43}", text):
+        raise ValueError("expected the token as the bundle came with it, of 43 letters")
+    return text
+
+
 NodeKey = Annotated[str, Field(max_length=1024), AfterValidator(_canonical_node_key)]
 """EC P-384 public key of a site's SuperNode, a line of OpenSSH's format without a comment."""
-Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+Token = Annotated[str, AfterValidator(_token)]
 """256 random bits, URL-safe base64 without padding."""
 Address = Annotated[
     str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?):[0-9]{1,5}$")

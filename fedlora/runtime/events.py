@@ -38,12 +38,12 @@ class UpdateSettled:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerAwaited:
-    """One client has not answered yet, and is asked again."""
+    """One client has not answered yet; what was lost on the way is asked for again."""
 
     round: int
     site: str
-    reason: str
-    """What its gate says, or what was lost on the way."""
+    reason: str | None
+    """What its gate says, or what was lost on the way; None once it has answered."""
 
 
 @dataclass(frozen=True, kw_only=True)

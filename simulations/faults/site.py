@@ -42,12 +42,13 @@ def set_clock(folder: Path, *, seconds: float) -> None:
 
 def main(folder: SiteFolder) -> None:
     """Run the site's processes until SIGTERM."""
-    started = [_with_clock(service, folder.path) for service in services(folder)]
     program = [sys.executable, "-P", "-m", "simulations.faults.one_hot", str(folder.path)]
-    supervise(
-        [replace(s, command=program) if s.name == "trainer" else s for s in started],
-        folder=folder.path,
-    )
+
+    def replaced() -> list[Service]:
+        started = [_with_clock(service, folder.path) for service in services(folder)]
+        return [replace(s, command=program) if s.name == "trainer" else s for s in started]
+
+    supervise(replaced, folder=folder.path)
 
 
 def _with_clock(service: Service, folder: Path) -> Service:

@@ -30,7 +30,7 @@ from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.supernode import supernode
 from fedlora.runtime.processes.supervisor import supervise
 folder = SiteFolder(Path(sys.argv[1]))
-supervise([supernode(folder, user=None)], folder=folder.path)
+supervise(lambda: [supernode(folder, user=None)], folder=folder.path)
 """
 
 
@@ -234,3 +234,15 @@ def test_a_supernode_says_goodbye_when_it_is_stopped(
         states = set(control.nodes().values())
 
     assert "online" not in states
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["check"], ["start"], ["status"], ["runs"], ["approve", "run"], ["evidence", "show"]],
+)
+def test_a_folder_that_is_no_sites_is_refused(command_line, tmp_path, command) -> None:
+    """Each command says so, and what to do, in place of an answer about nothing."""
+    code, out, error = command_line("client", *command, "--dir", tmp_path)
+
+    assert (code, out) == (2, "")
+    assert f"{tmp_path}: this is not a site's folder. Name it with --dir" in error

@@ -151,5 +151,5 @@ def test_a_pack_with_a_changed_file_is_named(evidence, folder, tmp_path):
 
 def test_a_folder_that_is_no_clients_is_named(tmp_path):
     """The error says which file was looked for."""
-    with pytest.raises(EnrolmentError, match=r"join\.yaml"):
+    with pytest.raises(EnrolmentError, match="not a site's folder"):
         client_evidence.app(["verify", "--dir", str(tmp_path)], standalone_mode=False)

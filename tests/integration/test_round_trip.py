@@ -13,12 +13,12 @@ from fedlora.adapter import AdapterState
 from fedlora.peft_folder import read_peft_folder
 from fedlora.release.folder import Release, verify
 from fedlora.release.home import ENVIRONMENT
-from fedlora.release.manifest import Base
+from fedlora.release.reference import unverified
 from fedlora.runtime import simulation
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.training.base_model import BaseModel, resolve
-from simulations.published import Scene, manifest_of
+from simulations.published import Scene
 
 IDS = torch.arange(5, 69).view(2, 32)
 EMBEDDED = resolve("embedded", None)
@@ -41,9 +41,8 @@ def run(small_recipe, tmp_path: Path) -> RunFolder:
 
 
 def publish(scene: Scene, run: RunFolder) -> Release:
-    """Publish a run's adapter."""
-    base = Base(name="embedded", digest=run.spec().base_digest)
-    return scene.publisher.publish(run.release, manifest_of(run.release, base=base))
+    """Publish a run's release as it drafted it."""
+    return scene.publisher.publish(run.release, unverified(run.release))
 
 
 def network(folder: Path = EMBEDDED) -> PreTrainedModel:
@@ -78,7 +77,7 @@ def test_what_is_pulled_is_what_was_aggregated(run, scene):
     """Factors bit for bit, and logits of PEFT's model to 1e-6 of the aggregator's adapter."""
     adapter, expected = as_aggregated(run)
     published = publish(scene, run)
-    pulled = scene.puller.pull("demo@latest")
+    pulled = scene.puller.pull("small@latest")
     assert pulled.id == published.id
     assert torch.equal(read_peft_folder(pulled.folder).values, adapter.values)
     served = logits(PeftModel.from_pretrained(network(), pulled.folder))
@@ -94,7 +93,7 @@ def test_merged_is_unmerged(run, scene, tmp_path, command_line):
     publish(scene, run)
     out, key = tmp_path / "merged", scene.path / "publisher.key"
     code, said, errors = command_line(
-        "adapters", "merge", "demo@latest", "--base", "embedded", "--out", out,
+        "adapters", "merge", "small@latest", "--base", "embedded", "--out", out,
         "--dtype", "float32", "--sign", key, "--registry", scene.store.path,
     )  # fmt: skip
     assert (code, errors) == (0, "")
@@ -116,9 +115,9 @@ def test_chat_and_diff_of_two_rounds(small_recipe, scene, tmp_path, command_line
         run = simulation.start(plan(recipe), runs=tmp_path / "runs")
         simulation.simulate(run, observe=lambda _: None)
         publish(scene, run)
-    first, second = scene.publisher.index("demo").in_order
+    first, second = scene.publisher.index("small").in_order
     registry = "--registry", scene.store.path
-    before, after = f"demo@{first[:8]}", "demo@latest"
+    before, after = f"small@{first[:8]}", "small@latest"
     code, said, _ = command_line(
         "chat", before, "--against", after, "--ask", "What is a fig?", "--max-new-tokens", 8,
         *registry,

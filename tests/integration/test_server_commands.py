@@ -5,9 +5,13 @@ from io import StringIO
 
 import pytest
 
+from fedlora.recipe import Recipe
 from fedlora.runtime.enrolment import EnrolmentRequest, JoinBundle
+from fedlora.runtime.lock import locked
 from fedlora.runtime.server.directory import Directory
+from fedlora.runtime.server.runs import Runs
 from tests.deployment import new_aggregator, new_keys, running_superlink
+from tests.strategies import make_spec
 
 
 @pytest.fixture(name="folder")
@@ -22,7 +26,7 @@ def request_of(folder, site):
 
 
 def test_a_folder_is_made_and_its_sites_are_listed(command_line, tmp_path):
-    """Init says what to hand over and what to take away."""
+    """Init says what to hand over and what to take away; both, what sites are to compare."""
     path = tmp_path / "agg"
     code, out, _ = command_line(
         "server", "init", path, "--host", "fl.example.org", "--sites", "hospital, bank"
@@ -31,8 +35,13 @@ def test_a_folder_is_made_and_its_sites_are_listed(command_line, tmp_path):
     assert "fl.example.org:9443" in out
     assert str(path / "bundles" / "hospital.join.yaml") in out
     assert "ca.key off this host" in out
+    bundle = JoinBundle.read(path / "bundles" / "bank.join.yaml")
+    compared = f"Aggregator's CA:  SHA256 {bundle.ca_fingerprint}"
+    assert compared in out
     code, out, _ = command_line("server", "sites", "--dir", path)
-    rows = [line.split()[:2] for line in out.splitlines()[1:]]
+    *rows, last = [line.split()[:2] for line in out.splitlines()[1:]]
+    assert compared in out
+    assert last[0] == "Aggregator's"
     assert (code, rows) == (0, [["bank", "invited"], ["hospital", "invited"]])
 
 
@@ -55,6 +64,9 @@ def test_admitting_and_revoking_need_superlink(command_line, folder):
     told = "--dir", folder.path, "--fingerprint", sent.fingerprint
     code, _, error = command_line("server", "admit", "bank", *told)
     assert (code, "fedlora server start" in error) == (2, True)
+    mistyped = "--dir", folder.path, "--fingerprint", sent.fingerprint[:20]
+    code, _, error = command_line("server", "admit", "bank", *mistyped)
+    assert (code, "is no whole fingerprint" in error) == (2, True)
     assert Directory(folder).entry("bank").state == "waiting"
 
 
@@ -98,3 +110,15 @@ def test_a_lost_database_is_mended_by_admitting_again(command_line, folder):
         assert command_line("server", "admit", *told)[0] == 0
         after = Directory(folder).admitted()
     assert (list(after.values()), after.keys() & before.keys()) == (["bank"], set())
+
+
+def test_a_finished_run_is_neither_stopped_nor_resumed(command_line, folder):
+    """The error says where its adapter is."""
+    recipe = Recipe.from_yaml("{datasets: [{site: bank}], privacy: {unit: none}}")
+    runs = Runs(folder.runs)
+    run = runs.begin(locked(recipe, make_spec()))
+    runs.note(run, "finished")
+
+    for command in ("stop", "resume"):
+        code, _, error = command_line("server", command, run.name, "--dir", folder.path)
+        assert (code, f"is finished: {run.release}" in error) == (2, True)

@@ -20,6 +20,9 @@ _RESEND, _LONGEST_RESEND = 5.0, 60.0
 """Seconds before an instruction that was lost on its way is sent again; doubled up to the second
 each time that the site says that it may answer later, since each takes the adapter there again."""
 
+_SILENCE = 60.0
+"""Seconds after which those who have not answered are named."""
+
 _LONGEST_REASON = 300
 """Letters that are kept of what a client says of its failure."""
 
@@ -46,8 +49,8 @@ Tell = Callable[[str, RecordDict], None]
 Again = Callable[[str], Iterable[Message]]
 """Makes the instruction to a site anew."""
 
-Awaited = Callable[[str, str], None]
-"""Is told which site did not answer for now, and why."""
+Awaited = Callable[[str, str | None], None]
+"""Is told which site did not answer for now, and why; or None, once it has."""
 
 
 class Exchange:
@@ -151,7 +154,7 @@ class Exchange:
             messages: at most one to a site.
             again: makes an instruction anew when it, or who was to answer it, was lost. Without
                 it, the loss is the site's reply.
-            awaited: is told of each loss.
+            awaited: is told of each loss, of a long silence, and when that site has answered.
         """
         self._waiting = {}
         return self._replies(self._push(messages), again, awaited)
@@ -175,6 +178,7 @@ class Exchange:
         """Yield replies; ``missing`` is in the order of sending, in which a cohort is folded."""
         deadline = time.monotonic() + self._recipe.federation.round_timeout
         lost: dict[str, float] = {}  # sites whose instruction was lost, and when to send it again
+        patience = _Patience(awaited)
         delays: dict[str, float] = defaultdict(lambda: _RESEND)
         while missing or lost:
             idle = True
@@ -184,12 +188,14 @@ class Exchange:
                     idle = False
                     if again and reply.has_error() and reply.error.code in _LOST:
                         site = self.sender(reply)
-                        awaited(site, _reason(reply))
+                        patience.lost(site, _reason(reply))
                         lost[site] = time.monotonic() + delays[site]
                         if reply.error.code == _LATER:
                             delays[site] = min(2 * delays[site], _LONGEST_RESEND)
                     else:
+                        patience.answered(self.sender(reply))
                         yield reply
+            patience.silent({self._waiting[identifier] for identifier in missing})
             if idle and time.monotonic() > deadline:
                 return
             due = [site for site, when in lost.items() if when <= time.monotonic()]
@@ -217,6 +223,32 @@ class Exchange:
                 break
             time.sleep(_POLL)
         return nodes
+
+
+class _Patience:
+    """Tells for whom a round waits, each once, and when it waits for them no longer."""
+
+    def __init__(self, tell: Awaited) -> None:
+        self._tell = tell
+        self._ends = time.monotonic() + _SILENCE
+        self._told: set[str] = set()
+
+    def lost(self, site: str, reason: str) -> None:
+        """Take note that an instruction or an answer was lost."""
+        self._told.add(site)
+        self._tell(site, reason)
+
+    def answered(self, site: str) -> None:
+        """Take note of an answer."""
+        if site in self._told:
+            self._told.remove(site)
+            self._tell(site, None)
+
+    def silent(self, sites: set[str]) -> None:
+        """Take note of who has not answered, if that is long ago."""
+        if time.monotonic() > self._ends:
+            for site in sites - self._told:
+                self.lost(site, f"No answer for {_SILENCE:g} s: it trains, or it is away.")
 
 
 def content_of(reply: Message) -> RecordDict:

@@ -229,7 +229,7 @@ class FederatedLora(Strategy):
                 [site], kind, self._task(number), self._encoded(number=number)
             )
 
-        def awaited(site: str, reason: str) -> None:
+        def awaited(site: str, reason: str | None) -> None:
             self.observe(AnswerAwaited(round=number, site=site, reason=reason))
 
         replies = self.exchange.send(messages, again=again, awaited=awaited)

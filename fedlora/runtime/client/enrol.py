@@ -178,5 +178,6 @@ def _write_example(folder: SiteFolder, site: str) -> None:
     """Give the operator a configuration to fill in, unless there is one."""
     if not folder.configuration.exists():
         text = (files("fedlora.runtime.client") / "site.example.yaml").read_text(encoding="utf-8")
+        text = re.sub(r"\A# .*\n", "# What this site has and allows: fill it in.\n", text)
         own = re.sub(r"(?m)^site: \S+", f"site: {site}", text, count=1)
         atomic.write_file(folder.configuration, own)

@@ -32,7 +32,7 @@ def start(folder: SiteFolder) -> None:
         RunError: another supervisor has the folder, or the trainer cannot be isolated.
         StorageError: the folder cannot be written.
     """
-    supervise(services(folder), folder=folder.path)
+    supervise(lambda: services(folder), folder=folder.path)
 
 
 def services(folder: SiteFolder) -> Sequence[Service]:

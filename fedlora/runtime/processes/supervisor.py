@@ -15,7 +15,7 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -32,10 +32,15 @@ def services_file(folder: Path) -> Path:
     return folder / "run" / "services.json"
 
 
-def supervise(services: Sequence[Service], *, folder: Path) -> None:
-    """Keep ``services`` running until SIGTERM or SIGINT, then stop them, the last one first.
+def supervise(prepare: Callable[[], Sequence[Service]], *, folder: Path) -> None:
+    """Keep services running until SIGTERM or SIGINT, then stop them, the last one first.
 
     Call it from the main thread.
+
+    Args:
+        prepare: returns the services. It is called when no other supervisor has the folder, and may
+            write there what they need; its errors are passed on.
+        folder: of the host.
 
     Raises:
         RunError: another supervisor has the folder, or a socket's path cannot be used.
@@ -49,6 +54,7 @@ def supervise(services: Sequence[Service], *, folder: Path) -> None:
         before = Supervision.read(services_file(folder), of=os.geteuid())
         for name in before.clear() if before else ():
             warn("killed: a supervisor that was killed had left it", service=name)
+        services = prepare()
         sockets = {s.name: _listen(s.listen, folder) for s in services if s.listen}
         try:
             asyncio.run(_Supervisor(services, folder=folder, sockets=sockets).run())

@@ -1,6 +1,7 @@
 """Letting a site take part, and refusing it from then on."""
 
 import hmac
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -9,6 +10,8 @@ from fedlora.errors import EnrolmentError
 from fedlora.runtime.server.control import Control
 from fedlora.runtime.server.directory import Directory
 from fedlora.runtime.server.folder import ServerFolder
+
+_FINGERPRINT = re.compile("SHA256:[A-Za-z0-9+/]{43}=")
 
 
 def admit(folder: ServerFolder, site: str, *, fingerprint: str) -> int:
@@ -33,6 +36,11 @@ def admit(folder: ServerFolder, site: str, *, fingerprint: str) -> int:
         raise EnrolmentError(
             f"Site {site} has not sent its keys yet. Its operator runs fedlora client enroll with "
             f"{folder.bundle(site)}."
+        )
+    if not _FINGERPRINT.fullmatch(fingerprint):
+        raise EnrolmentError(
+            f"{fingerprint!r:.80} is no whole fingerprint: SHA256: and 44 letters were expected, "
+            "each as the site's operator read it."
         )
     if not hmac.compare_digest(entry.fingerprint.encode(), fingerprint.encode()):
         raise EnrolmentError(

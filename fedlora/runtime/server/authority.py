@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlora.errors import RunError
+from fedlora.runtime.enrolment import certificate_fingerprint
 
 SERVER_DAYS = 365
 """How long a server certificate lasts if nobody says otherwise."""
@@ -104,14 +105,26 @@ def days_left(certificate: Path) -> int:
     Raises:
         RunError: it cannot be read.
     """
+    return (_read(certificate).not_valid_after_utc - datetime.now(UTC)).days
+
+
+def fingerprint_of(certificate: Path) -> str:
+    """Return the SHA-256 of a certificate, in hexadecimal, as a site's bundle has it.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    return certificate_fingerprint(_read(certificate))
+
+
+def _read(certificate: Path) -> x509.Certificate:
     try:
-        known = x509.load_pem_x509_certificate(certificate.read_bytes())
+        return x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{certificate}: this certificate cannot be read ({error}). "
-            "Make new ones with fedlora server renew."
+            f"{certificate}: this certificate cannot be read ({error}). Restore it from a backup; "
+            "fedlora server renew makes new ones of the servers."
         ) from error
-    return (known.not_valid_after_utc - datetime.now(UTC)).days
 
 
 def _builder(

@@ -141,10 +141,10 @@ class Coordinator:
             log.say(words, run=run.name, **asdict(event))
             before = dict(awaited)
             match event:
-                case AnswerAwaited(site=site, reason=reason):
-                    awaited[site] = reason
-                case UpdateSettled(site=site):
+                case UpdateSettled(site=site) | AnswerAwaited(site=site, reason=None):
                     awaited.pop(site, None)
+                case AnswerAwaited(site=site, reason=reason):
+                    awaited[site] = str(reason)
                 case RoundFinished():
                     awaited.clear()
             if awaited != before:

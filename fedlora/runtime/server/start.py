@@ -22,7 +22,7 @@ def start(folder: ServerFolder) -> None:
         StorageError: it cannot be written.
     """
     log.start("supervisor")
-    supervise(services(folder), folder=folder.path)
+    supervise(lambda: services(folder), folder=folder.path)
 
 
 def services(folder: ServerFolder) -> list[Service]:

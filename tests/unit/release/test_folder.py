@@ -1,6 +1,7 @@
 """A release's folder is what was signed, to the byte, or it is refused by name."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_the_signature_of_another_is_refused(scene: Scene, folder: Path, tmp_pat
     """The message says whose it should have been."""
     other = new_key(tmp_path / "other.key")
 
-    with pytest.raises(ReleaseError, match=other.fingerprint[:20]):
+    with pytest.raises(ReleaseError, match=re.escape(other.fingerprint[:20])):
         verify(folder, key=other)
 
 

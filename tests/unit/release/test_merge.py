@@ -221,9 +221,8 @@ def test_the_folder_is_a_whole_model_and_no_other_copy_of_the_base(tiny, release
     for name in copied | {"config.json"}:
         assert (out / name).read_bytes() == (base / name).read_bytes()
     found = {path.name for path in out.iterdir()}
-    assert found == copied | {
-        "config.json", "generation_config.json", "model.safetensors", "README.md", "manifest.json",
-    }  # fmt: skip
+    made = {"model.safetensors", "README.md", "provenance.json", "manifest.json"}
+    assert found == copied | made | {"config.json", "generation_config.json"}
     assert "merged into it" in (out / "README.md").read_text(encoding="utf-8")
     with safe_open(out / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -238,6 +237,14 @@ def test_the_manifest_says_what_it_was_made_of(tiny, released, signer, tmp_path)
     assert manifest.origin.parent == release.id
     assert manifest.privacy == release.manifest.privacy
     assert manifest.evaluation == Evaluation()
+    told = json.loads((tmp_path / "draft" / "provenance.json").read_text())
+    assert {part["digest"]["sha256"] for part in told["subject"]} == {
+        file.sha256
+        for name, file in manifest.files.items()
+        if name not in {"README.md", "provenance.json"}
+    }
+    materials = told["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [each["digest"]["sha256"] for each in materials] == [release.id, digest(base)]
     assert unverified(tmp_path / "draft") == manifest
     with pytest.raises(ReleaseError, match=r"manifest.sig"):
         verify(tmp_path / "draft", key=signer.public)

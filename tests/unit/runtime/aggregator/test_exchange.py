@@ -195,7 +195,7 @@ def test_a_site_that_will_answer_later_is_asked_ever_less_often(monkeypatch):
 
 
 def test_whom_a_round_waits_for_is_told(monkeypatch):
-    """With the reason, so that an operator can see why nothing moves."""
+    """With the reason, so that an operator can see why nothing moves; and once it has answered."""
     monkeypatch.setattr("fedlora.runtime.aggregator.exchange._RESEND", 0.0)
     exchange, told = lossy_exchange(), []
     exchange.meet(TASK)
@@ -207,7 +207,36 @@ def test_whom_a_round_waits_for_is_told(monkeypatch):
         instructions("north"), again=instructions, awaited=lambda *facts: told.append(facts)
     )
     assert len(list(replies)) == 1
-    assert told == [("north", "gone")]
+    assert told == [("north", "gone"), ("north", None)]
+
+
+class Late(InProcessGrid):
+    """Has no answer the first two times that it is asked for one."""
+
+    looks = 0
+
+    def pull_messages(self, message_ids):
+        self.looks += 1
+        return super().pull_messages(message_ids) if self.looks > 2 else []
+
+
+def test_who_is_silent_for_long_is_told_once(monkeypatch):
+    """A site that is away looks like one that trains: both are named."""
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange._SILENCE", 0.0)
+    monkeypatch.setattr("fedlora.runtime.aggregator.exchange._POLL", 0.01)
+    grid = Late(app := ClientApp(), clients=1)
+
+    @app.train()
+    def train(message: Message, _: Context) -> Message:
+        return Message(records.introduction("north"), reply_to=message)
+
+    recipe = Recipe.from_yaml("{datasets: [{path: x, site: north}], privacy: {unit: none}}")
+    exchange, told = Exchange(grid, recipe, identities=lambda: {1: "north"}), []
+    exchange.meet(TASK)
+    sent = exchange.instructions(["north"], MessageType.TRAIN, TASK)
+    list(exchange.send(sent, awaited=lambda *facts: told.append(facts)))
+
+    assert told == [("north", "No answer for 0 s: it trains, or it is away."), ("north", None)]
 
 
 class FakeTime:

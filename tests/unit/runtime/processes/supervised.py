@@ -31,7 +31,7 @@ for values in services:
     if "user" in values:
         values["user"] = tuple(values["user"])
 try:
-    supervise([service.Service(**values) for values in services], folder=folder)
+    supervise(lambda: [service.Service(**values) for values in services], folder=folder)
 except FedloraError as error:
     sys.exit(f"error: {error}")
 """

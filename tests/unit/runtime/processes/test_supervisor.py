@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.errors import RunError
 from fedlora.runtime.processes import launcher
 from fedlora.runtime.processes.service_state import Process, ServiceState, Supervision
-from fedlora.runtime.processes.supervisor import _listen, services_file
+from fedlora.runtime.processes.supervisor import _listen, services_file, supervise
 from tests.unit.runtime.processes.supervised import (
     children_of,
     shell,
@@ -197,6 +198,14 @@ def test_one_supervisor_a_folder(tmp_path: Path) -> None:
         assert second.returncode == 1
         assert f"the process {it.process.pid} runs it already" in said
         assert it.service("a").restarts == 0
+
+
+def test_a_second_supervisor_prepares_nothing(tmp_path: Path) -> None:
+    """What it would write for its services is what the first one's services read."""
+    with supervised(tmp_path, shell("a", "sleep 100")) as it:
+        it.running("a")
+        with pytest.raises(RunError, match="runs it already"):
+            supervise(lambda: pytest.fail("services were prepared"), folder=tmp_path)
 
 
 _SERVER = """

@@ -80,10 +80,18 @@ def test_a_site_that_lost_its_logs_can_come_back_with_new_keys(folder):
     assert Head.kept(aside).count == 5
 
 
-@pytest.mark.parametrize("said", ["SHA256:another", "SHA256:…", ""])
-def test_another_fingerprint_is_refused(folder, said):
-    """Also one that was pasted with a letter that no fingerprint has."""
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (f"SHA256:{'A' * 43}=", "Somebody else may have used its bundle"),
+        ("SHA256:another", "is no whole fingerprint"),
+        ("SHA256:…", "is no whole fingerprint"),
+        ("", "is no whole fingerprint"),
+    ],
+)
+def test_another_fingerprint_is_refused(folder, said, message):
+    """Also one that was pasted with a letter that no fingerprint has; a slip is no alarm."""
     enrolled(folder)
-    with pytest.raises(EnrolmentError, match="Somebody else may have used its bundle"):
+    with pytest.raises(EnrolmentError, match=message):
         admission.admit(folder, "bank", fingerprint=said)
     assert Directory(folder).admitted() == {}
