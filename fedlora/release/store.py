@@ -14,8 +14,8 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from fedlora import atomic
 from fedlora.errors import ReleaseError
@@ -65,7 +65,7 @@ class Store:
             while chunk := content.read(_CHUNK):
                 yield chunk
 
-    def open(self, release: str, file: str) -> BinaryIO:
+    def open(self, release: str, file: str) -> BufferedReader:
         """Open a release's file to be read; errors as ``read``."""
         folder = self._release(release)
         if file not in {path.name for path in folder.iterdir()}:

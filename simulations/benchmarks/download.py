@@ -90,8 +90,9 @@ def _pull(client: RegistryClient, scene: Scene, *, into: Path) -> None:
 
 
 def _copy(channel: grpc.Channel, path: Path, *, safe: bool) -> None:
+    read: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(METHOD)
     with path.open("wb") as file:
-        file.writelines(channel.unary_stream(METHOD)(_FILE.encode()))
+        file.writelines(read(_FILE.encode()))
         if safe:
             file.flush()
             os.fsync(file.fileno())

@@ -24,7 +24,9 @@ def serve(folder: Path) -> None:
                 yield chunk
 
     service, _, method = METHOD.removeprefix("/").partition("/")
-    handlers = {method: grpc.unary_stream_rpc_method_handler(read)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        method: grpc.unary_stream_rpc_method_handler(read)
+    }
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)

@@ -1,7 +1,8 @@
 """The client of a registry: a ``Target`` at a distance.
 
-It asks again, later and later, while the registry cannot be reached, and goes on with a download
-where it broke off. Nothing that it is told is checked here: who reads releases checks all of it.
+It asks again, later and later, while the registry cannot be reached or has too much to do, and goes
+on with a download where it broke off. Nothing that it is told is checked here: who reads releases
+checks all of it.
 """
 
 import json
@@ -27,6 +28,8 @@ from fedlora.signing import PublicKey
 
 _WAITS = 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4
 """Seconds before asking again, without any progress between them."""
+_PASSING = StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED
+"""Nobody is there, or this was too much at once."""
 _BETWEEN_WATCHES_S = 1.0
 _LONGEST_DETAIL = 500
 _ADVICE = {
@@ -194,7 +197,7 @@ class _Patience:
             ReleaseError: it does not pass.
         """
         seconds = next(self._waits, None)
-        if seconds is None or error.code() is not StatusCode.UNAVAILABLE or _is_tls(error):
+        if seconds is None or error.code() not in _PASSING or _is_tls(error):
             raise self._explain(error) from None
         time.sleep(seconds)
 

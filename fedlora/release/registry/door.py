@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import grpc
 from grpc import StatusCode
 
-from fedlora.errors import FedloraError, StorageError
+from fedlora.errors import FedloraError
 from fedlora.release.registry.allowance import Allowance
 from fedlora.release.registry.callers import Caller, Callers, CallersFile, Scope
 from fedlora.release.registry.limits import Limits
@@ -177,8 +177,6 @@ def _refusal(error: Exception) -> Refused:
             return error
         case TimeoutError():
             return Refused(StatusCode.DEADLINE_EXCEEDED, "This took too long. Ask again.")
-        case StorageError():
-            return Refused(StatusCode.RESOURCE_EXHAUSTED, str(error))
         case FedloraError():
             return Refused(StatusCode.FAILED_PRECONDITION, str(error))
     return Refused(StatusCode.INTERNAL, "The registry failed; its operator finds why in its log.")

@@ -88,6 +88,17 @@ def test_a_registry_that_restarts_is_waited_for(scene: Scene) -> None:
         watched.close()
 
 
+def test_a_registry_that_is_asked_too_often_is_asked_later(scene: Scene) -> None:
+    """The caller notices nothing but time."""
+    limits = Limits(rate=10, burst=2)
+    with (
+        served(scene.store, limits=limits) as running,
+        RegistryClient(running.address, key=scene.signer.public) as client,
+    ):
+        assert [client.names() for _ in range(6)] == [[]] * 6
+    assert "RESOURCE_EXHAUSTED" in {line.get("code") for line in running.lines}
+
+
 def free_ports() -> list[int]:
     """Return a port of loopback that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
