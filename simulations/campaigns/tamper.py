@@ -19,8 +19,11 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import SIGNATURE, Release, verify
 from fedlora.release.manifest import MANIFEST
 from fedlora.release.pull import Puller
+from fedlora.release.registry.client import RegistryClient
+from fedlora.release.registry.limits import Limits
 from fedlora.release.store import Store
 from fedlora.signing import Signer, canonical, new_key
+from simulations.campaigns.tampered_registry import CALLS, Tampered
 from simulations.published import Scene
 
 INDEX = "index"
@@ -58,24 +61,29 @@ def run(*, trials: int, seed: int) -> None:
     refused, problems = Counter[str](), list[str]()
     with tempfile.TemporaryDirectory() as name:
         scene = Scene.new(Path(name))
-        new_key(Path(name) / "other.key")
         other, release = scene.publish(seed=1), scene.publish(seed=2)
         things, others = _things(scene, release), _things(scene, other)
-        others[INDEX] = (
-            scene.publisher.index("demo")
-            .renewed(now=scene.now)
-            .seal(Signer.load(Path(name) / "other.key"))
-        )
-        for trial in range(trials):
-            what = generator.choice(sorted(things))
-            how = generator.choice(sorted(CHANGES))
+        others[INDEX] = _forged(scene)
+        registry = Tampered(scene.store)
+
+        def problem_of(what: str, how: str) -> str:
+            if what in CALLS:
+                registry.call = what
+                registry.change = lambda message: CHANGES[how](message, b"", generator)
+                return _answer(scene, release, registry)
             content = CHANGES[how](things[what], others[what], generator)
             if content == things[what]:  # nothing was changed: a piece moved onto its like
                 content += b"x"
-            problem = _pull(scene, what, content) or _verify(scene, release, what, content=content)
-            refused[f"{what:26} {how}"] += not problem
-            if problem:
-                problems.append(f"trial {trial}, {what}, {how}: {problem}")
+            return _pull(scene, what, content) or _verify(scene, release, what, content=content)
+
+        with registry.serving():
+            for trial in range(trials):
+                what = generator.choice(sorted([*things, *CALLS]))
+                how = generator.choice(sorted(CHANGES))
+                problem = problem_of(what, how)
+                refused[f"{what:26} {how}"] += not problem
+                if problem:
+                    problems.append(f"trial {trial}, {what}, {how}: {problem}")
     for line, count in sorted(refused.items()):
         print(f"{count:5} refused   {line}")
     for problem in problems:
@@ -83,6 +91,32 @@ def run(*, trials: int, seed: int) -> None:
     survived = trials - len(problems)
     result = {"name": "tamper", "trials": trials, "survived": survived, "seed": seed}
     print(json.dumps(result | {"holds": survived == trials and trials > 0}))
+
+
+def _forged(scene: Scene) -> bytes:
+    """Return an index that is as it should be, but for who signed it."""
+    path = scene.path / "other.key"
+    new_key(path)
+    return scene.publisher.index("demo").renewed(now=scene.now).seal(Signer.load(path))
+
+
+def _answer(scene: Scene, release: Release, registry: Tampered) -> str:
+    """Return what went wrong when a registry's answers were changed; nothing if all was refused.
+
+    A change that says the same in another way, as protobuf can, may bring the very release.
+    """
+    key = scene.signer.public
+    with (
+        tempfile.TemporaryDirectory() as name,
+        RegistryClient(registry.address, key=key, limits=Limits(call_s=5, stream_s=5)) as client,
+    ):
+        home = Path(name)
+        puller = Puller(client, key, home=home)
+        problem = _refusal(lambda: puller.pull("demo"))
+        shown = list((home / "releases").glob("[!.]*"))
+        if shown:
+            return "" if verify(shown[0], key=key).id == release.id else f"{shown} can be seen"
+        return problem
 
 
 def _things(scene: Scene, release: Release) -> dict[str, bytes]:

@@ -12,13 +12,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from fedlora.adapter import AdapterState
 from fedlora.peft_folder import read_peft_folder
 from fedlora.release.folder import Release, verify
-from fedlora.release.home import ENVIRONMENT
+from fedlora.release.home import ENVIRONMENT, target_of
+from fedlora.release.publisher import Publisher
 from fedlora.release.reference import unverified
+from fedlora.release.registry_file import RegistryFile
 from fedlora.runtime import simulation
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.training.base_model import BaseModel, resolve
 from simulations.published import Scene
+from tests.registry import Authority, served
 
 IDS = torch.arange(5, 69).view(2, 32)
 EMBEDDED = resolve("embedded", None)
@@ -73,16 +76,28 @@ def as_aggregated(run: RunFolder) -> tuple[AdapterState, Tensor]:
         return adapter, base.logits(IDS, keep=EVERYWHERE)
 
 
-def test_what_is_pulled_is_what_was_aggregated(run, scene):
-    """Factors bit for bit, and logits of PEFT's model to 1e-6 of the aggregator's adapter."""
+def test_what_is_pulled_is_what_was_aggregated(run, scene, tmp_path, command_line):
+    """Over a registry with TLS; bit for bit, and PEFT's logits to 1e-6 of the aggregator's adapter.
+
+    The publisher's registry file is all that the reader has.
+    """
     adapter, expected = as_aggregated(run)
-    published = publish(scene, run)
-    pulled = scene.puller.pull("small@latest")
+    authority, into = Authority(tmp_path / "ca"), tmp_path / "pulled"
+    with served(scene.store, tls=authority.pair("registry")) as registry:
+        ca = authority.certificate.read_text(encoding="ascii")
+        RegistryFile(
+            publisher=scene.signer.public.text, address=registry.address, ca_certificate=ca
+        ).write(tmp_path / "registry.yaml")
+        target, _ = target_of(tmp_path / "registry.yaml")
+        published = Publisher(target, scene.signer).publish(run.release, unverified(run.release))
+        told = "--registry", tmp_path / "registry.yaml", "--into", into
+        assert command_line("adapters", "pull", "small", *told)[0] == 0
+    pulled = verify(into, key=scene.signer.public)
     assert pulled.id == published.id
     assert torch.equal(read_peft_folder(pulled.folder).values, adapter.values)
-    served = logits(PeftModel.from_pretrained(network(), pulled.folder))
-    torch.testing.assert_close(served, expected, rtol=0, atol=1e-6)
-    assert (served - logits(network())).abs().max() > 0.1
+    computed = logits(PeftModel.from_pretrained(network(), pulled.folder))
+    torch.testing.assert_close(computed, expected, rtol=0, atol=1e-6)
+    assert (computed - logits(network())).abs().max() > 0.1
 
 
 def test_merged_is_unmerged(run, scene, tmp_path, command_line):
