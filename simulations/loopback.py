@@ -150,13 +150,14 @@ class Loopback:
         return "\n".join(ends)
 
     def _begin(self) -> None:
-        front, superlink, metrics = free_ports(3)
+        front, superlink, metrics, registry = free_ports(4)
         configuration = Configuration(
             hosts=("127.0.0.1",),
             listen="127.0.0.1",
             port=front,
             superlink_port=superlink,
             metrics_port=metrics,
+            registry_port=registry,
         )
         install(self.server.path, configuration, sites=list(self.sites))
         self._prepare(self.server.path)

@@ -54,13 +54,14 @@ def free_ports(count: int) -> list[int]:
 
 def new_aggregator(path: Path, *, sites: list[str]) -> ServerFolder:
     """Make an aggregator's folder with ports of its own."""
-    front, superlink, metrics = free_ports(3)
+    front, superlink, metrics, registry = free_ports(4)
     configuration = Configuration(
         hosts=(f"127.0.0.1:{front}",),
         listen="127.0.0.1",
         port=front,
         superlink_port=superlink,
         metrics_port=metrics,
+        registry_port=registry,
     )
     return install(path, configuration, sites=sites)
 

@@ -435,7 +435,7 @@ def test_other_keys_than_compared_are_not_admitted(folder):
         admission.admit(folder, "ministry", fingerprint=sent.fingerprint)
     post(sent, bundle)
     with pytest.raises(EnrolmentError, match="by another channel"):
-        admission.admit(folder, "ministry", fingerprint="SHA256:AAAA")
+        admission.admit(folder, "ministry", fingerprint=f"SHA256:{'A' * 43}=")
     assert state_of(sent, bundle) == "waiting"
 
 

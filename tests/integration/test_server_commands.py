@@ -5,6 +5,7 @@ from io import StringIO
 
 import pytest
 
+from fedlora.lock import BaseDigests
 from fedlora.recipe import Recipe
 from fedlora.runtime.enrolment import EnrolmentRequest, JoinBundle
 from fedlora.runtime.lock import locked
@@ -116,7 +117,9 @@ def test_a_finished_run_is_neither_stopped_nor_resumed(command_line, folder):
     """The error says where its adapter is."""
     recipe = Recipe.from_yaml("{datasets: [{site: bank}], privacy: {unit: none}}")
     runs = Runs(folder.runs)
-    run = runs.begin(locked(recipe, make_spec()))
+    run = runs.begin(
+        locked(recipe, make_spec(), BaseDigests(weights_digest="0" * 64, tokenizer_digest="1" * 64))
+    )
     runs.note(run, "finished")
 
     for command in ("stop", "resume"):

@@ -39,11 +39,15 @@ class Configuration(Section):
     """Flower's SuperLink, on loopback."""
     metrics_port: Port = 9464
     """Health and metrics, on loopback."""
+    registry_port: Port = 9445
+    """The port of the registry of releases: for those who serve adapters; sites need it not."""
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        if len({self.port, self.superlink_port, self.metrics_port}) < 3:
-            raise ValueError("port, superlink_port and metrics_port must be three different ports")
+        if len({self.port, self.superlink_port, self.metrics_port, self.registry_port}) < 4:
+            raise ValueError(
+                "port, superlink_port, metrics_port and registry_port must be four different ports"
+            )
         return self
 
     @property
@@ -51,6 +55,11 @@ class Configuration(Section):
         """Where sites find the front: ``host:port``."""
         name, port = _split(self.hosts[0])
         return f"{name}:{port or self.port}"
+
+    @property
+    def registry_address(self) -> str:
+        """Where readers find the registry: ``host:port``."""
+        return f"{_split(self.hosts[0])[0]}:{self.registry_port}"
 
     @property
     def superlink_address(self) -> str:
@@ -72,10 +81,9 @@ class Configuration(Section):
         text = write_yaml({"hosts": list(hosts)})
         first = parse_section(text, cls, source="--host", error=RunError)
         port = _split(hosts[0])[1]
-        chosen = f"{text}port: {port}\n" if port else text
-        return (
-            first if chosen == text else parse_section(chosen, cls, source="--host", error=RunError)
-        )
+        if port:
+            return parse_section(f"{text}port: {port}\n", cls, source="--host", error=RunError)
+        return first
 
     @classmethod
     def read(cls, path: Path) -> Self:

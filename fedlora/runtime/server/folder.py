@@ -11,8 +11,10 @@
         superlink.{crt,key}  Flower's SuperLink, on loopback
     keys/
         aggregator.key   Ed25519, PEM: signs receipts; ``.pub``, in base64, is beside it
-        publisher.key    Ed25519, PEM: signs releases; only where runs are to publish
-    store/           releases, if runs are to publish: fedlora registry init
+        publisher.key    Ed25519, PEM: signs releases; off the host, runs do not publish themselves
+    store/           releases that runs publish
+    registry.yaml    for those who read releases: where the registry is, and whom to trust
+    callers.yaml     who may call the registry
     bundles/         a join bundle for each invited site, to be handed over
     sites/           who may take part, a file a site
     runs/            run folders, and receipts of the sites' ledgers
@@ -64,13 +66,23 @@ class ServerFolder:
 
     @property
     def publisher_key(self) -> Path:
-        """What signs releases: Ed25519, PEM; there where runs are to publish."""
+        """What signs releases: Ed25519, PEM; not there once it is off the host."""
         return self.path / "keys" / "publisher.key"
 
     @property
     def store(self) -> Path:
-        """Releases; there where runs are to publish."""
+        """The releases that runs publish."""
         return self.path / "store"
+
+    @property
+    def registry(self) -> Path:
+        """What readers of releases need: address, authority and publisher."""
+        return self.path / "registry.yaml"
+
+    @property
+    def callers(self) -> Path:
+        """Who may call the registry."""
+        return self.path / "callers.yaml"
 
     @property
     def bundles(self) -> Path:

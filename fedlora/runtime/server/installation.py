@@ -7,6 +7,9 @@ from pathlib import Path
 from fedlora import atomic
 from fedlora.document import write_yaml
 from fedlora.errors import RunError
+from fedlora.release.registry.callers import Callers
+from fedlora.release.registry_file import RegistryFile
+from fedlora.release.store import new_store
 from fedlora.runtime.server.authority import SERVER_DAYS, Authority, KeyPair
 from fedlora.runtime.server.bundle import invite
 from fedlora.runtime.server.configuration import Configuration
@@ -40,6 +43,7 @@ def install(path: Path, configuration: Configuration, *, sites: Sequence[str]) -
         _write_pair(folder.ca_certificate, authority.pair())
         _write_servers(folder, authority, days=SERVER_DAYS)
         new_key(folder.aggregator_key)
+        _make_store(folder, configuration)
         atomic.write_secret(folder.superexec_secret, secrets.token_bytes(32))
         for site in sites:
             invite(folder, site)
@@ -62,6 +66,17 @@ def renew(folder: ServerFolder, *, days: int, ca_key: Path | None = None) -> Non
     key = ca_key or folder.ca_key
     authority = Authority.read(certificate=folder.ca_certificate, key=key)
     _write_servers(folder, authority, days=days)
+
+
+def _make_store(folder: ServerFolder, configuration: Configuration) -> None:
+    """Make an empty store of releases, and what the registry and its readers need."""
+    publisher = new_store(folder.store, key=folder.publisher_key)
+    Callers(callers=()).write(folder.callers)
+    RegistryFile(
+        publisher=publisher.text,
+        address=configuration.registry_address,
+        ca_certificate=folder.ca_certificate.read_text(encoding="ascii"),
+    ).write(folder.registry)
 
 
 def _write_servers(folder: ServerFolder, authority: Authority, *, days: int) -> None:

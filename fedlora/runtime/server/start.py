@@ -26,7 +26,7 @@ def start(folder: ServerFolder) -> None:
 
 
 def services(folder: ServerFolder) -> list[Service]:
-    """Return the SuperLink, which the sites cannot reach, the front, and the coordinator.
+    """Return SuperLink, which the sites cannot reach, the front, the coordinator, the registry.
 
     Raises:
         RunError: the folder's configuration is missing or wrong.
@@ -37,6 +37,7 @@ def services(folder: ServerFolder) -> list[Service]:
         Service(name="superlink", command=command, environment=environment),
         _own("front", folder, ready=_answers(configuration.metrics_port)),
         _own("coordinator", folder),
+        _registry(folder, configuration),
     ]
 
 
@@ -45,6 +46,20 @@ def _own(name: str, folder: ServerFolder, *, ready: Callable[[], bool] | None = 
     command = [sys.executable, "-m", module, str(folder.path)]
     environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
     return Service(name=name, command=command, environment=environment, ready=ready)
+
+
+def _registry(folder: ServerFolder, configuration: Configuration) -> Service:
+    """Return the registry of releases; it shows the front's certificate."""
+    listen = configuration.listen
+    options = {
+        "--address": f"{f'[{listen}]' if ':' in listen else listen}:{configuration.registry_port}",
+        "--certificate": folder.front_certificate,
+        "--key": folder.front_certificate.with_suffix(".key"),
+        "--tokens": folder.callers,
+    }
+    arguments = [str(part) for option in options.items() for part in option]
+    command = [sys.executable, "-m", "fedlora", "registry", "serve", str(folder.store), *arguments]
+    return Service(name="registry", command=command, environment=dict(os.environ))
 
 
 def _answers(port: int) -> Callable[[], bool]:

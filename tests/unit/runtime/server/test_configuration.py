@@ -43,7 +43,7 @@ def test_a_configuration_survives_its_yaml():
     [
         ("hosts: [a]\nprot: 1\n", "aggregator.yaml, line 2: prot"),
         ("hosts: [a]\nport: 0\n", "aggregator.yaml, line 2: port"),
-        ("hosts: [a]\nport: 9092\n", "three different ports"),
+        ("hosts: [a]\nport: 9092\n", "four different ports"),
         ("hosts: ['https://a']\n", "hosts"),
         ("hosts: []\n", "hosts"),
         ("listen: everywhere\nhosts: [a]\n", "aggregator.yaml, line 1: listen"),

@@ -23,7 +23,7 @@ def test_secrets_are_for_their_owner_alone(folder):
     """Nobody else enters the folder; private keys, tokens and secrets are 0600 in it."""
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     secrets = [*folder.path.rglob("*.key"), folder.superexec_secret, folder.bundle("bank")]
-    assert len(secrets) == 6
+    assert len(secrets) == 7
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
     assert len(folder.superexec_secret.read_bytes()) == 32
 
