@@ -60,7 +60,7 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait()
+        _end(self.process)
 
     def revive(self) -> None:
         """Start it again, unless it runs; wait until it answers."""
@@ -150,7 +150,7 @@ def _kill_reader(service: Service, trial: int, *, most: int) -> str:
     index = scene.publisher.index("demo")
     key = scene.signer.public.text
     first = _victim("read", service.address, key, str(home), str(most))
-    if first.wait(_PATIENCE) != -signal.SIGKILL:
+    if _end(first) != -signal.SIGKILL:
         return "it was not killed"
     had = sum(path.stat().st_size for path in home.glob(".demo.*.partial/*"))
     second = _victim("read", service.address, key, str(home), "-1")
@@ -176,15 +176,15 @@ def _kill_publisher(service: Service, trial: int, *, victim: str, moment: float)
     time.sleep(moment)
     killed = service.process if victim == REGISTRY else publisher
     killed.kill()
-    killed.wait()
+    _end(killed)
     service.revive()
-    if victim == REGISTRY and publisher.wait(_PATIENCE):
+    if victim == REGISTRY and _end(publisher):
         return "the publisher did not wait until the registry was back"
     problem = _look(service)
     after = scene.publisher.index("demo")
     if after.version not in {before.version, before.version + 1}:
         problem = problem or "the index has changed more than once"
-    if _publication(scene, service.address, trial).wait(_PATIENCE):
+    if _end(_publication(scene, service.address, trial)):
         return problem or "it could not be published again"
     if len(scene.publisher.index("demo").releases) != len(before.releases) + 1:
         return problem or "it is not there once"
@@ -249,6 +249,12 @@ def _process(*module: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process's end; return how it ended."""
+    process.communicate(timeout=_PATIENCE)
+    return process.returncode
+
+
 def _first_line(process: subprocess.Popen[bytes]) -> bytes:
     return process.stdout.readline() if process.stdout else b""
 
@@ -257,5 +263,5 @@ def _seconds_of(publication: subprocess.Popen[bytes]) -> float:
     """Return how long a publication takes from its beginning."""
     _first_line(publication)
     began = time.monotonic()
-    publication.wait(_PATIENCE)
+    _end(publication)
     return time.monotonic() - began

@@ -103,3 +103,14 @@ def test_a_file_outside_the_release_is_not_read(scene: Scene) -> None:
     for file in ("../../registry.yaml", "/etc/passwd", "", "nothing"):
         with pytest.raises(ReleaseError):
             list(scene.store.read(release.id, file))
+
+
+def test_a_kill_before_the_first_index_leaves_no_name(scene: Scene) -> None:
+    """A folder with what somebody was about to write is nobody's name, and in nobody's way."""
+    folder = scene.store.path / "index" / "demo"
+    folder.mkdir(parents=True)
+    (folder / ".00000001.json.x").write_bytes(b"half")
+
+    assert list(scene.store.names()) == []
+    scene.publish()
+    assert list(scene.store.names()) == ["demo"]

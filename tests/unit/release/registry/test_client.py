@@ -71,6 +71,26 @@ def test_an_upload_that_broke_is_sent_again(scene: Scene) -> None:
     assert scene.publisher.index("demo").in_order == [release.id]
 
 
+def test_a_disk_that_is_full_is_told_and_nothing_stays(scene: Scene, small_disk) -> None:
+    """At once, since asking again would not help; with room, the same release comes in."""
+    folder = large(scene)
+    manifest = manifest_of(folder)
+    with (
+        served(scene.store) as running,
+        RegistryClient(running.address, key=scene.signer.public) as client,
+    ):
+        publisher = Publisher(client, scene.signer)
+        with (
+            small_disk(2**20),
+            pytest.raises(ReleaseError, match=r"cannot be written.*FAILED_PRECONDITION"),
+        ):
+            publisher.publish(folder, manifest)
+        assert list((scene.store.path / "incoming").glob("[!.]*")) == []
+        assert client.names() == []
+        publisher.publish(folder, manifest)
+        assert client.names() == ["demo"]
+
+
 def test_a_registry_that_restarts_is_waited_for(scene: Scene) -> None:
     """A watch goes on, too, with what was published meanwhile."""
     scene.publish()
