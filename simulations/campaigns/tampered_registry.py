@@ -6,6 +6,7 @@ It is a server of its own, of the calls that a reader makes: what travels can be
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
@@ -35,7 +36,7 @@ class Tampered:
         """Answer on loopback during the block."""
         server = grpc.server(ThreadPoolExecutor(4))
         one, many = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "ListReleases": one(self._index, v1.ListReleasesRequest.FromString),
             "GetRelease": one(self._manifest, v1.GetReleaseRequest.FromString),
             "DownloadArtifact": many(self._file, v1.DownloadArtifactRequest.FromString),
