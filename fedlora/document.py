@@ -60,9 +60,16 @@ _Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the words that ``_Loader`` would take for numbers."""
+    """Quotes the words that ``_Loader`` would take for numbers; writes lines as lines."""
 
 
+def _written(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
+
+
+_Dumper.add_representer(str, _written)
 _Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
