@@ -1,8 +1,12 @@
 """Fetching a release: verified to the byte, resumed where it stopped, there whole or not at all."""
 
+import fcntl
 import hashlib
+import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -93,10 +97,14 @@ class Puller:
         """Return a release by its identity, in the folder ``into``; errors as ``pull``."""
         if into.exists():
             return self._there(release, into)
-        manifest, payload, signature = self._manifest(release)
         partial = into.parent / f".{into.name}.{release[:12]}.partial"
-        with atomic.storage_errors(partial):
-            partial.mkdir(parents=True, exist_ok=True)
+        with _alone(partial):
+            if into.exists() or not partial.exists():  # another process was here first
+                return self.fetch(release, into=into)
+            return self._complete(release, partial, into=into)
+
+    def _complete(self, release: str, partial: Path, *, into: Path) -> Release:
+        manifest, payload, signature = self._manifest(release)
         for name, file in manifest.files.items():
             self._fetch_file(release, partial / name, file=file)
         with atomic.storage_errors(partial):
@@ -157,3 +165,25 @@ class Puller:
         except ReleaseError:
             path.unlink()
             raise
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Make the folder of a pull in progress, or wait for who else is at it.
+
+    Raises:
+        ReleaseError: it is somebody else's, who could change what is fetched.
+        StorageError: it cannot be made.
+    """
+    with atomic.storage_errors(partial):
+        partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(handle).st_uid != os.geteuid():
+            raise ReleaseError(f"{partial}: this is another user's. Pull into another folder.")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            partial.rmdir()  # if nothing has come
+        os.close(handle)

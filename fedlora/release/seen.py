@@ -4,7 +4,10 @@ An old index is as well signed as a new one. Only memory tells that a registry, 
 plays back the time before a revocation.
 """
 
+import fcntl
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -43,6 +46,10 @@ class Seen:
             ReleaseError: a newer one was seen before, or another of this version.
             StorageError: it cannot be remembered.
         """
+        with self._alone():
+            self._take(index, key=key)
+
+    def _take(self, index: Index, *, key: PublicKey) -> None:
         seen = self._read()
         of_key = seen.setdefault(key.text, {})
         content = canonical(index.model_dump(mode="json", exclude_none=True))
@@ -62,6 +69,17 @@ class Seen:
         if of_key.get(index.name) != now:
             of_key[index.name] = now
             atomic.write_file(self.path, _File.dump_json(seen, indent=1))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from what is between reading and writing: they could write an older one."""
+        path = self.path.with_suffix(".lock")
+        with atomic.storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("ab")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _read(self) -> dict[str, dict[str, _Entry]]:
         try:

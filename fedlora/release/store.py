@@ -150,12 +150,15 @@ class Store:
         return folder
 
     def _version(self, name: str, version: int) -> Path:
-        return self.path / "index" / name / f"{version:08}.json"
+        return self._index(name) / f"{version:08}.json"
 
     def _versions(self, name: str) -> list[Path]:
+        return sorted(self._index(name).glob("[0-9]*.json"))
+
+    def _index(self, name: str) -> Path:
         if not re.fullmatch(NAME, name):
             raise ReleaseError(f"{self.path}: {name!r:.80} is no name.")
-        return sorted((self.path / "index" / name).glob("[0-9]*.json"))
+        return self.path / "index" / name
 
 
 def new_store(path: Path, *, key: Path) -> PublicKey:

@@ -1,7 +1,9 @@
 """A pull is verified to the byte, goes on where it stopped, and believes its publisher alone."""
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -107,6 +109,29 @@ def test_a_pull_goes_on_where_it_stopped(scene: Scene) -> None:
     assert verify(pulled.folder, key=scene.signer.public) == pulled
 
 
+def test_two_at_once_pull_one_release(scene: Scene) -> None:
+    """The second waits for the first, and has what that one fetched."""
+    release = scene.publish()
+
+    def pull(_: int) -> str:
+        return Puller(scene.store, scene.signer.public, home=scene.path / "home").pull("demo").id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(pull, range(8))) == {release.id}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_a_pull_does_not_go_on_in_another_user_s_folder(scene: Scene, tmp_path: Path) -> None:
+    """In a folder that all may write to, somebody can be there first."""
+    release = scene.publish()
+    planted = tmp_path / f".adapter.{release.id[:12]}.partial"
+    planted.mkdir()
+    os.chown(planted, 65534, 65534)
+
+    with pytest.raises(ReleaseError, match="another user's"):
+        scene.puller.pull("demo", into=tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("reply", ["manifest", "signature", "file"])
 def test_what_a_source_makes_up_is_refused_and_leaves_nothing(scene: Scene, reply: str) -> None:
     """A forged manifest, signature or file; what came of it is removed."""
@@ -122,8 +147,8 @@ def test_what_a_source_makes_up_is_refused_and_leaves_nothing(scene: Scene, repl
 
     with pytest.raises(ReleaseError):
         puller.pull("demo")
-    left = [p for p in (scene.path / "home").rglob("*") if p.is_file() and p.name != "seen.json"]
-    assert left == []
+    left = {path.name for path in (scene.path / "home").rglob("*") if path.is_file()}
+    assert left == {"seen.json", "seen.lock"}
 
 
 def test_another_release_than_the_one_asked_for_is_refused(scene: Scene) -> None:
