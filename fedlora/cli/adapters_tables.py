@@ -85,7 +85,7 @@ def _privacy(privacy: Privacy) -> str:
 
 def _losses(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if evaluation.held_out:
-        yield "held-out loss", _change(evaluation.held_out)
+        yield "held-out loss", f"{_change(evaluation.held_out)}, mean of the sites"
     if evaluation.forgetting:
         yield "general text", _change(evaluation.forgetting)
 
