@@ -101,8 +101,9 @@ def start(directory: SiteDir = Path()) -> None:
     from fedlora.runtime.client.start import start as run
     from fedlora.runtime.processes import log
 
+    folder = opened_site(directory.resolve())
     log.start("supervisor")
-    run(opened_site(directory.resolve()))
+    run(folder)
 
 
 @app.command()

@@ -39,4 +39,4 @@ def test_factors_stay_where_alpha_stays_whole(state: AdapterState, factor: int) 
     result = padded(whole, rank=whole.spec.rank * factor)
 
     assert result.part(whole.spec).values.equal(whole.values)
-    assert float(result.values.abs().double().sum()) == float(whole.values.abs().double().sum())
+    assert result.values.count_nonzero() == whole.values.count_nonzero()

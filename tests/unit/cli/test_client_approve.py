@@ -106,4 +106,5 @@ def test_runs_are_listed_with_where_they_stand(folder):
 
 def test_a_site_that_nobody_asked_says_so(tmp_path):
     """An empty table would look like an error."""
+    SiteFolder(tmp_path).configuration.touch()
     assert "No run has asked anything" in call(SiteFolder(tmp_path), "runs")
