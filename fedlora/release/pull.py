@@ -144,7 +144,7 @@ class Puller:
     def _fetch_file(self, release: str, path: Path, *, file: File) -> None:
         """Append what a file still lacks, and check all of it; what came out wrong is removed.
 
-        A chunk is hashed while it is written, and the next one comes.
+        A chunk is hashed and written while the next one comes.
         """
         with (
             atomic.storage_errors(path),
@@ -153,13 +153,18 @@ class Puller:
         ):
             out.seek(0)
             digest, have = hashlib.file_digest(out, "sha256"), out.tell()
-            hashed = beside.submit(digest.update, b"")
+
+            def take(chunk: bytes) -> None:
+                digest.update(chunk)
+                out.write(chunk)
+
+            taken = beside.submit(take, b"")
             chunks = self.source.read(release, path.name, offset=have)
             while have < file.size and (chunk := next(chunks, b"")):
-                hashed.result()
-                hashed = beside.submit(digest.update, chunk)
-                out.write(chunk)
+                taken.result()
+                taken = beside.submit(take, chunk)
                 have += len(chunk)
+            taken.result()
         try:
             require_same(path, File(size=have, sha256=digest.hexdigest()), file)
         except ReleaseError:
