@@ -33,11 +33,12 @@ def services(folder: ServerFolder) -> list[Service]:
     """
     configuration = Configuration.read(folder.configuration)
     command, environment = superlink_command(folder)
+    with_store = folder.store.is_dir()  # folders that were made before releases have none
     return [
         Service(name="superlink", command=command, environment=environment),
         _own("front", folder, ready=_answers(configuration.metrics_port)),
         _own("coordinator", folder),
-        _registry(folder, configuration),
+        *([_registry(folder, configuration)] if with_store else []),
     ]
 
 
