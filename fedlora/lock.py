@@ -4,16 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedlora.sections import Count, Section, Strings
+from fedlora.sections import Count, Digest, Section, Strings
 
 Path = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,200}$")]
 """Of a module, such as ``model.layers.0.mlp.up_proj``."""
 
 Module = Annotated[tuple[Path, Count, Count], Field(strict=False)]
 """A module's path, its output features and its input features."""
-
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""SHA-256 in hexadecimal."""
 
 
 class BaseDigests(Section):

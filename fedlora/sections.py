@@ -39,6 +39,8 @@ class Section(BaseModel):
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Count = Annotated[int, Field(ge=1)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""SHA-256 in hexadecimal."""
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 

@@ -13,6 +13,7 @@ from transformers import (
     GemmaConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     PretrainedConfig,
 )
 
@@ -21,6 +22,7 @@ from fedlora.privacy.dp_sgd.clipping import ClippedSum
 from fedlora.privacy.dp_sgd.per_sample import in_shape, per_sample_gradients
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel, resolve
+from fedlora.training.base_model.network import quietly
 from fedlora.training.base_model.trained_part import TrainedPart
 from fedlora.training.objectives import Objective, sft_loss
 
@@ -110,3 +112,20 @@ def row_major(total: ClippedSum, trained: TrainedPart) -> Tensor:
     """Return a sum's values, each tensor's in the order in which it has them itself."""
     parts = zip(total.values.split(total.sizes), trained.tensors, strict=True)
     return torch.cat([in_shape(part, tensor.shape).flatten() for part, tensor in parts])
+
+
+def new_llama(name: str) -> LlamaForCausalLM:
+    """Return the same small Llama each time, called ``name``, for PEFT to write adapters of."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=32,
+    )
+    with quietly():
+        model = LlamaForCausalLM(config)
+    model.name_or_path = name
+    return model

@@ -27,18 +27,12 @@ def publish(
 
     A run publishes by itself where it is given a store; this is for one that was not.
     """
-    import tempfile
-
-    from fedlora.runtime.publication import parent_of
-    from fedlora.runtime.publishing import draft
+    from fedlora.runtime.publication import publish_run
     from fedlora.runtime.run_folder import RunFolder
 
-    publisher, played = _publisher(registry, key), RunFolder.open(run)
-    with tempfile.TemporaryDirectory(prefix=".release-", dir=played.path) as place:
-        folder = Path(place) / "release"
-        manifest = draft(played, folder, parent=parent_of(publisher, played.recipe()))
-        release = publisher.publish(folder, manifest)
-    typer.echo(f"Published {manifest.name} {release.id[:12]}; {manifest.name}@latest points to it.")
+    release = publish_run(RunFolder.open(run), _publisher(registry, key))
+    name = release.manifest.name
+    typer.echo(f"Published {name} {release.id[:12]}; {name}@latest points to it.")
 
 
 def promote(
@@ -60,8 +54,7 @@ def promote(
     release = puller(registry).resolve(reference)
     name, _ = parse(reference)
     publisher = _publisher(registry, key)
-    found = publisher.index(name).aliases.get(to)
-    before = found.release if found else None
+    before = publisher.index(name).pointed(to)
     if before == release:
         raise ReleaseError(f"{name}@{to} points to {release[:12]} already.")
     publisher.move(name, to, release, expected=before, reason=reason)

@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate
 from fedlora.errors import NotYetError, PolicyError
-from fedlora.gate.policy_bounds import Bounds, Digest
+from fedlora.gate.policy_bounds import Bounds
 from fedlora.recipe import Recipe
-from fedlora.sections import Count, Name, Section
+from fedlora.sections import Count, Digest, Name, Section
 
 __all__ = ["AdapterBounds", "ByteBounds", "MetricBound", "Policy"]
 

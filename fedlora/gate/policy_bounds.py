@@ -8,10 +8,7 @@ from pydantic import Field, model_validator
 from fedlora.adapter import AdapterSpec
 from fedlora.methods import METHODS, Method
 from fedlora.recipe import Recipe
-from fedlora.sections import Count, PrivacyUnit, Section, Strings
-
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""SHA-256 in hexadecimal."""
+from fedlora.sections import Count, Digest, PrivacyUnit, Section, Strings
 
 _PROTECTION: Sequence[PrivacyUnit] = ("none", "client", "example")
 """Privacy units by what they hide from the aggregator; with ``client`` it sees each update."""

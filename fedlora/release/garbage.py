@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from fedlora.release.folder import signed_manifest
 from fedlora.release.index import Index
 from fedlora.release.publisher import Publisher
+from fedlora.release.source import manifest_of
 from fedlora.release.store import Store
 
 
@@ -41,7 +41,8 @@ def collect(store: Store, publisher: Publisher, name: str, *, now: datetime) -> 
     """
     index = publisher.index(name)
     listed = [r for r in index.in_order if not index.releases[r].collected]
-    parents = {release: _parent(store, release) for release in listed}
+    manifests = {release: manifest_of(store, release, key=store.key)[0] for release in listed}
+    parents = {release: manifest.origin.parent for release, manifest in manifests.items()}
     removed = garbage(index, parents)
     if removed:
         index = index.collecting(removed, now=now)
@@ -50,12 +51,6 @@ def collect(store: Store, publisher: Publisher, name: str, *, now: datetime) -> 
         if published.collected:
             store.remove(release)
     return removed
-
-
-def _parent(store: Store, release: str) -> str | None:
-    payload, signature = store.manifest(release)
-    manifest = signed_manifest(payload, signature, key=store.key, source=release[:12])
-    return manifest.origin.parent
 
 
 def _with_ancestors(releases: Iterable[str], parents: Mapping[str, str | None]) -> set[str]:

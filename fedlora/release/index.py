@@ -13,10 +13,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from fedlora.errors import ReleaseError
-from fedlora.release.manifest import Digest, Time, read_canonical
+from fedlora.release.manifest import Time, canonical_text, read_canonical
 from fedlora.release.sealed import INDEX_TYPE, seal, unseal
-from fedlora.sections import Name, Section
-from fedlora.signing import PublicKey, Signer, canonical
+from fedlora.sections import Digest, Name, Section
+from fedlora.signing import PublicKey, Signer
 
 LIFETIME = timedelta(days=30)
 """How long an index is good for."""
@@ -102,8 +102,7 @@ class Index(Section):
         Raises:
             ReleaseError: the alias points elsewhere, or the release cannot be used.
         """
-        found = self.aliases.get(alias)
-        before = found.release if found else None
+        before = self.pointed(alias)
         if before != expected:
             raise ReleaseError(
                 f"{self.name}@{alias} points to {before and before[:12]}, not to "
@@ -153,6 +152,11 @@ class Index(Section):
     def renewed(self, *, now: datetime) -> Self:
         """Return the next version, which says the same and expires later."""
         return self._next(now)
+
+    def pointed(self, alias: str) -> str | None:
+        """Return the release that an alias points to, usable or not; None if there is no alias."""
+        found = self.aliases.get(alias)
+        return found.release if found else None
 
     def target(self, alias: str) -> str:
         """Return the release that an alias points to.
@@ -224,8 +228,7 @@ class Index(Section):
 
     def seal(self, signer: Signer) -> bytes:
         """Return the signed envelope."""
-        payload = canonical(self.model_dump(mode="json", exclude_none=True))
-        return seal(payload, INDEX_TYPE, signer=signer)
+        return seal(canonical_text(self), INDEX_TYPE, signer=signer)
 
     @classmethod
     def unseal(cls, envelope: bytes, *, key: PublicKey, source: str) -> Self:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from fedlora.errors import ReleaseError
 from fedlora.methods import Method, Robust
-from fedlora.sections import Count, Name, Section, Strings
+from fedlora.sections import Count, Digest, Name, Section, Strings
 from fedlora.signing import canonical
 
 MANIFEST = "manifest.json"
@@ -17,8 +17,6 @@ MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 2**20
 """Bytes."""
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""SHA-256 in hexadecimal."""
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$")]
 """Of a file of a release; a release has no folders."""
 Pseudonym = Annotated[str, Field(pattern="^site-[0-9a-f]{12}$")]
@@ -180,7 +178,7 @@ class Manifest(Section):
 
     def to_json(self) -> bytes:
         """Return canonical JSON: the bytes of ``manifest.json``, which are hashed and signed."""
-        return canonical(self.model_dump(mode="json", exclude_none=True))
+        return canonical_text(self)
 
     @classmethod
     def from_json(cls, text: bytes, *, source: str) -> Self:
@@ -190,6 +188,11 @@ class Manifest(Section):
             ReleaseError: it is something else, or in another spelling.
         """
         return read_canonical(cls, text, source=source, what="a release's manifest")
+
+
+def canonical_text(section: Section) -> bytes:
+    """Return a section in canonical JSON, what it has not left out."""
+    return canonical(section.model_dump(mode="json", exclude_none=True))
 
 
 def read_canonical(kind: type[_T], text: bytes, *, source: str, what: str) -> _T:
@@ -208,6 +211,6 @@ def read_canonical(kind: type[_T], text: bytes, *, source: str, what: str) -> _T
         raise ReleaseError(f"{source}: this is not {what}: {key}: {first['msg']:.200}.") from None
     except (ValueError, RecursionError) as error:
         raise ReleaseError(f"{source}: {what} was expected, in JSON ({error!s:.200}).") from None
-    if canonical(section.model_dump(mode="json", exclude_none=True)) != text:
+    if canonical_text(section) != text:
         raise ReleaseError(f"{source}: {what} was expected in canonical JSON; it was rewritten.")
     return section

@@ -17,13 +17,12 @@ from fedlora.release.folder import (
     Release,
     require_names,
     require_same,
-    signed_manifest,
     verify,
 )
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST, File, Manifest
 from fedlora.release.seen import Seen
-from fedlora.release.source import Source, is_release, parse
+from fedlora.release.source import Source, is_release, manifest_of, parse
 from fedlora.signing import PublicKey
 
 
@@ -104,11 +103,11 @@ class Puller:
             return self._complete(release, partial, into=into)
 
     def _complete(self, release: str, partial: Path, *, into: Path) -> Release:
-        manifest, payload, signature = self._manifest(release)
+        manifest, signature = manifest_of(self.source, release, key=self.key)
         for name, file in manifest.files.items():
             self._fetch_file(release, partial / name, file=file)
         with atomic.storage_errors(partial):
-            (partial / MANIFEST).write_bytes(payload)
+            (partial / MANIFEST).write_bytes(manifest.to_json())
             (partial / SIGNATURE).write_bytes(signature)
         try:
             require_names(partial, manifest)
@@ -124,14 +123,7 @@ class Puller:
         Raises:
             ReleaseError: there is none, or another is given for it.
         """
-        return self._manifest(release)[0]
-
-    def _manifest(self, release: str) -> tuple[Manifest, bytes, bytes]:
-        payload, signature = self.source.manifest(release)
-        manifest = signed_manifest(payload, signature, key=self.key, source=release[:12])
-        if manifest.release != release:
-            raise ReleaseError(f"{release[:12]} was asked for, {manifest.release[:12]} came.")
-        return manifest, payload, signature
+        return manifest_of(self.source, release, key=self.key)[0]
 
     def _there(self, release: str, into: Path) -> Release:
         found = verify(into, key=self.key)

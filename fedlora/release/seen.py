@@ -15,7 +15,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from fedlora import atomic
 from fedlora.errors import ReleaseError
 from fedlora.release.index import Index
-from fedlora.signing import PublicKey, canonical
+from fedlora.release.manifest import canonical_text
+from fedlora.signing import PublicKey
 
 
 class _Entry(BaseModel):
@@ -52,8 +53,8 @@ class Seen:
     def _take(self, index: Index, *, key: PublicKey) -> None:
         seen = self._read()
         of_key = seen.setdefault(key.text, {})
-        content = canonical(index.model_dump(mode="json", exclude_none=True))
-        now = _Entry(version=index.version, sha256=hashlib.sha256(content).hexdigest())
+        digest = hashlib.sha256(canonical_text(index)).hexdigest()
+        now = _Entry(version=index.version, sha256=digest)
         before = of_key.get(index.name, now)
         if before.version > now.version:
             raise ReleaseError(

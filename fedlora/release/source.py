@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from fedlora.errors import ReleaseError
+from fedlora.release.folder import signed_manifest
+from fedlora.release.manifest import Manifest
 from fedlora.sections import NAME
+from fedlora.signing import PublicKey
 
 _REFERENCE = re.compile(rf"(?P<name>{NAME})(@(?P<version>{NAME}))?")
 _RELEASE = re.compile("[0-9a-f]{8,64}")
@@ -69,6 +72,19 @@ class Target(Source, Protocol):
         Raises:
             ReleaseError: it does not follow the newest, or is not the publisher's.
         """
+
+
+def manifest_of(source: Source, release: str, *, key: PublicKey) -> tuple[Manifest, bytes]:
+    """Return the manifest of a release, once it is known to be its own, and its signature.
+
+    Raises:
+        ReleaseError: there is none, it is not the publisher's, or another is given for it.
+    """
+    payload, signature = source.manifest(release)
+    manifest = signed_manifest(payload, signature, key=key, source=release[:12])
+    if manifest.release != release:
+        raise ReleaseError(f"{release[:12]} was asked for, {manifest.release[:12]} came.")
+    return manifest, signature
 
 
 def parse(reference: str) -> tuple[str, str]:

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import FedloraError
-from fedlora.recipe import Recipe
-from fedlora.release.folder import Release, signed_manifest
+from fedlora.release.folder import Release
 from fedlora.release.gates import judge
-from fedlora.release.manifest import Manifest
+from fedlora.release.manifest import Evaluation, Manifest
 from fedlora.release.publisher import Publisher
-from fedlora.release.source import Target
+from fedlora.release.source import Target, manifest_of
 from fedlora.runtime.events import (
     Event,
     Observer,
@@ -88,15 +87,11 @@ class Publication:
 
     def _publish(self, number: int) -> ReleasePublished:
         gate, publisher = self.run.recipe().publish, Publisher(self.target, self.signer)
-        before = parent_of(publisher, self.run.recipe())
-        with tempfile.TemporaryDirectory(prefix=".release-", dir=self.run.path) as place:
-            folder = Path(place) / "release"
-            manifest = draft(self.run, folder, number=number, parent=before)
-            release = publisher.publish(folder, manifest)
+        release = publish_run(self.run, publisher, number=number)
+        manifest = release.manifest
         reason = f"round {number} of {manifest.origin.rounds} of run {self.run.name}"
         self._move(publisher, release, CANDIDATE, reason=reason)
-        parent = self._manifest(before).evaluation if before else None
-        held_back = tuple(judge(manifest.evaluation, parent, gate))
+        held_back = tuple(judge(manifest.evaluation, self._parents(manifest), gate))
         if not held_back:
             self._move(publisher, release, gate.promoted, reason=f"the gate holds: {reason}")
         return ReleasePublished(
@@ -108,17 +103,17 @@ class Publication:
 
     def _move(self, publisher: Publisher, release: Release, alias: str, *, reason: str) -> None:
         name = release.manifest.name
-        found = publisher.index(name).aliases.get(alias)
-        before = found.release if found else None
+        before = publisher.index(name).pointed(alias)
         if before != release.id:
             cut = reason[:_LONGEST_REASON]
             publisher.move(name, alias, release.id, expected=before, reason=cut)
 
-    def _manifest(self, release: str) -> Manifest:
-        payload, signature = self.target.manifest(release)
-        return signed_manifest(
-            payload, signature, key=self.signer.public, source=f"release {release[:12]}"
-        )
+    def _parents(self, manifest: Manifest) -> Evaluation | None:
+        """Return the evaluation of the release that another follows, if it follows one."""
+        parent = manifest.origin.parent
+        if parent is None:
+            return None
+        return manifest_of(self.target, parent, key=self.signer.public)[0].evaluation
 
     def _published(self) -> set[int]:
         return {json.loads(line)["round"] for line in self._lines()}
@@ -132,12 +127,23 @@ class Publication:
         return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
-def parent_of(publisher: Publisher, recipe: Recipe) -> str | None:
-    """Return the usable release that a recipe's promoted alias points to, if any.
+def publish_run(run: RunFolder, publisher: Publisher, *, number: int | None = None) -> Release:
+    """Draft, sign and publish a run's release; its parent is what the promoted alias points to.
+
+    Args:
+        run: with a round that is complete.
+        publisher: signs it.
+        number: of the round; by default the last one that is complete.
 
     Raises:
-        ReleaseError: the index is another publisher's, or the target does not answer.
+        ReleaseError: the index is another publisher's, or the target refuses it.
+        RunError: the round is not complete, or its checkpoint is not kept any more.
+        StorageError: the draft cannot be written.
     """
+    recipe = run.recipe()
     index = publisher.index(recipe.name)
-    found = index.aliases.get(recipe.publish.promoted)
-    return found.release if found and index.is_usable(found.release) else None
+    before = index.pointed(recipe.publish.promoted)
+    parent = before if before and index.is_usable(before) else None
+    with tempfile.TemporaryDirectory(prefix=".release-", dir=run.path) as place:
+        folder = Path(place) / "release"
+        return publisher.publish(folder, draft(run, folder, number=number, parent=parent))

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedlora.training.base_model.network import quietly
+from tests.tiny_models import new_llama
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "org/tiny"
@@ -38,26 +38,9 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def new_base() -> LlamaForCausalLM:
-    """Return the same small Llama each time."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=32,
-    )
-    with quietly():
-        model = LlamaForCausalLM(config)
-    model.name_or_path = BASE
-    return model
-
-
 def make(folder: Path, kind: str, *, narrow: bool = False) -> Path:
     """Have PEFT write an adapter with random A and B."""
-    base = new_base()
+    base = new_llama(BASE)
     torch.manual_seed(list(KINDS).index(kind))
     config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **KINDS[kind])
     with quietly():
@@ -71,7 +54,7 @@ def make(folder: Path, kind: str, *, narrow: bool = False) -> Path:
 def changes(folder: Path) -> dict[str, Tensor]:
     """Return the change to each weight that PEFT makes, in float64."""
     with quietly():
-        model = PeftModel.from_pretrained(new_base(), folder).double()
+        model = PeftModel.from_pretrained(new_llama(BASE), folder).double()
     return {
         name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
         for name, module in model.named_modules()
@@ -132,10 +115,10 @@ def test_one_adapter_means_what_peft_means_by_it(combine, tmp_path, kind):
     assert distance(changes(Path("out")), changes(folder)) < 1e-6 * norm(changes(folder))
     with quietly(), torch.no_grad():
         was, now = (
-            PeftModel.from_pretrained(new_base(), path)(input_ids=IDS).logits
+            PeftModel.from_pretrained(new_llama(BASE), path)(input_ids=IDS).logits
             for path in (folder, "out")
         )
-        assert not torch.allclose(was, new_base()(input_ids=IDS).logits, atol=1e-2)
+        assert not torch.allclose(was, new_llama(BASE)(input_ids=IDS).logits, atol=1e-2)
     torch.testing.assert_close(now, was, atol=1e-5, rtol=1e-5)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedlora.training.base_model.network import quietly
 from simulations.published import Scene
+from tests.tiny_models import new_llama
 
 BASE = "org/tiny"
 PLAIN = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -32,23 +32,6 @@ WRITTEN: Mapping[str, tuple[Mapping[str, Any], str]] = {
 PADDABLE = ("plain", "uneven", "stable", "pattern")
 
 
-def new_base() -> LlamaForCausalLM:
-    """Return the same small Llama each time."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=32,
-    )
-    with quietly():
-        model = LlamaForCausalLM(config)
-    model.name_or_path = BASE
-    return model
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Any:
     """Have PEFT write an adapter with random factors."""
@@ -56,7 +39,7 @@ def written(tmp_path: Path) -> Any:
     def write(kind: str) -> Path:
         options = PLAIN | WRITTEN[kind][0]
         with quietly():
-            model = get_peft_model(new_base(), LoraConfig(task_type="CAUSAL_LM", **options))
+            model = get_peft_model(new_llama(BASE), LoraConfig(task_type="CAUSAL_LM", **options))
             torch.manual_seed(1)
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
@@ -70,7 +53,7 @@ def written(tmp_path: Path) -> Any:
 def changes(folder: Path) -> dict[str, Tensor]:
     """Return the change to each weight that PEFT makes, in float64."""
     with quietly():
-        model = PeftModel.from_pretrained(new_base(), folder).double()
+        model = PeftModel.from_pretrained(new_llama(BASE), folder).double()
     return {
         name: module.get_delta_weight("default").detach()
         for name, module in model.named_modules()

@@ -28,8 +28,8 @@ from fedlora import atomic
 from fedlora.document import read_section, write_yaml
 from fedlora.errors import ReleaseError
 from fedlora.release.index import stamp
-from fedlora.release.manifest import Digest, Time
-from fedlora.sections import Name, Section
+from fedlora.release.manifest import Time
+from fedlora.sections import Digest, Name, Section
 
 Scope = Literal["read", "publish"]
 """What a caller may do; ``publish`` includes ``read``."""

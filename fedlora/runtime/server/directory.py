@@ -18,15 +18,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
 from fedlora.runtime.enrolment import EnrolmentRequest, NodeKey, State, fingerprint
 from fedlora.runtime.server.folder import ServerFolder
-from fedlora.sections import NAME, Name, Section
+from fedlora.sections import NAME, Digest, Name, Section
 from fedlora.signing import PublicKey, RawKey
 
 _NOT_EXPECTED = (
@@ -43,7 +42,7 @@ class Entry(Section):
     state: State
     since: str
     """When it got into this state, UTC, ISO 8601."""
-    token_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    token_digest: Digest | None = None
     """SHA-256 of the token that it may enrol with, in hex; none once it was used."""
     node_key: NodeKey | None = None
     gate_key: RawKey | None = None
