@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -15,11 +15,17 @@ from fedlora.document import Document, write_yaml
 from fedlora.errors import RecipeError
 from fedlora.lock import Lock
 from fedlora.publish import Publish
-from fedlora.sections import Count, Dataset, Federation, Name, Privacy, Section, Simulation, Wire
-
-EMBEDDED = "embedded"
-"""Base model that means the small model inside the package."""
-
+from fedlora.sections import (
+    BaseKeys,
+    DataKeys,
+    Federation,
+    LoraKeys,
+    Privacy,
+    RunKeys,
+    Simulation,
+    TrainingKeys,
+    Wire,
+)
 
 _PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "example": {"method": "freeze-a"},
@@ -28,41 +34,9 @@ _PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 """Other defaults of the federation, by the privacy unit."""
 
 
-class Recipe(Section):
+class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last comes first in YAML
     """The whole run."""
 
-    name: Name = "run"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    base_model: Annotated[str, Field(min_length=1)] = EMBEDDED
-    """``embedded``, a local folder, or a hub id such as ``meta-llama/Llama-3.2-1B``."""
-    base_model_revision: str | None = None
-    adapter: Literal["lora", "qlora"] = "lora"
-    lora_r: Count = 8
-    lora_alpha: Annotated[float, Field(gt=0)] = 16
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0
-    lora_target_modules: (
-        Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    ) = "all-linear"
-    sequence_len: Annotated[int, Field(ge=8)] = 512
-    """Longest example in tokens; a longer one keeps its end-most supervised part."""
-    train_on_inputs: bool = False
-    """Learn the prompts too, not the answers alone."""
-    val_set_size: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of each site's rows that is held out for evaluation."""
-    datasets: Annotated[tuple[Dataset, ...], Field(strict=False, min_length=1)]
-    micro_batch_size: Count = 8
-    gradient_accumulation_steps: Count = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    """Runs once over all rounds, not anew in each."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    weight_decay: Annotated[float, Field(ge=0)] = 0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1
-    """Largest norm of a step's gradient; under ``privacy.unit: example``, of each example's."""
-    gradient_checkpointing: bool = False
-    bf16: Literal["auto"] | bool = "auto"
-    """Compute in bfloat16 over float32 adapters; ``auto``: where the processor has it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     privacy: Privacy = Field(
         description="say what is promised, such as privacy: {unit: none} or the unit example"
     )

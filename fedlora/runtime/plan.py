@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fedlora.data.partition import SiteExamples, site_examples
 from fedlora.data.public_text import public_examples
-from fedlora.recipe import EMBEDDED, Recipe
+from fedlora.recipe import Recipe
 from fedlora.runtime.charges import held_out_records
-from fedlora.sections import STANDARD_LIBRARY
+from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
 from fedlora.training.base_model import BaseFacts, describe
 from fedlora.wire.encodings import encoded_size
 

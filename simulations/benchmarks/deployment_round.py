@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import median
 
 from fedlora.cli.simulate import DEMO
-from fedlora.recipe import EMBEDDED, Recipe, read_recipe
+from fedlora.recipe import Recipe, read_recipe
 from fedlora.runtime.lock import spec_of
 from fedlora.runtime.processes.service_state import Supervision
 from fedlora.runtime.processes.supervisor import services_file
+from fedlora.sections import EMBEDDED
 from fedlora.training.base_model import resolve
 from simulations.benchmarks.measure import Bar, compare, report
 from simulations.benchmarks.round_parts import parts, show

@@ -38,7 +38,8 @@ from fedlora.data.batches import Batch
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.mechanism import KeyStream
-from fedlora.recipe import EMBEDDED, Recipe
+from fedlora.recipe import Recipe
+from fedlora.sections import EMBEDDED
 from fedlora.training.base_model import BaseModel
 from fedlora.training.gradient import GradientOf, plain_gradient
 from fedlora.training.local import train_local

@@ -19,12 +19,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from fedlora.adapter import AdapterState
 from fedlora.cli.simulate import DEMO
 from fedlora.data.batches import Batch, collate
-from fedlora.recipe import EMBEDDED, Recipe, read_recipe
+from fedlora.recipe import Recipe, read_recipe
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.site.client import app
 from fedlora.runtime.site.site import Site, resident_base
+from fedlora.sections import EMBEDDED
 from fedlora.training.base_model import resolve
 from fedlora.training.objectives import sft_loss
 from simulations.benchmarks.measure import Bar, compare, interleaved, report

@@ -17,10 +17,11 @@ from flwr.app import Message
 
 from fedlora import products
 from fedlora.adapter import AdapterState
-from fedlora.recipe import EMBEDDED, Recipe
+from fedlora.recipe import Recipe
 from fedlora.runtime import records
 from fedlora.runtime.lock import locked
 from fedlora.runtime.site.budget import site_ledger
+from fedlora.sections import EMBEDDED
 from fedlora.training.base_model import describe
 from fedlora.training.base_model.files import resolve
 from simulations.campaigns import hostile_instructions, hostile_messages

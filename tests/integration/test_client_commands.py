@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.recipe import EMBEDDED
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.status import status
 from fedlora.runtime.client.supernode import supernode
@@ -20,6 +19,7 @@ from fedlora.runtime.processes.supervisor import services_file
 from fedlora.runtime.server.admission import admit, revoke
 from fedlora.runtime.server.control import Control
 from fedlora.runtime.server.folder import ServerFolder
+from fedlora.sections import EMBEDDED
 from fedlora.training.base_model.files import digest, resolve
 from tests.deployment import ROOT, new_aggregator, running_front, running_superlink, wait_until
 

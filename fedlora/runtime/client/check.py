@@ -18,7 +18,6 @@ from fedlora.gate.evidence.verification import verify_log
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
 from fedlora.publish import Forgetting
-from fedlora.recipe import EMBEDDED
 from fedlora.runtime.client.configuration import SiteConfiguration, read_site
 from fedlora.runtime.client.connection import AHEAD_S, BEHIND_S, reach
 from fedlora.runtime.client.enrol import request_of
@@ -27,7 +26,7 @@ from fedlora.runtime.client.isolation_check import isolation_found
 from fedlora.runtime.client.start import require_enrolled
 from fedlora.runtime.enrolment import JoinBundle, state_of
 from fedlora.runtime.reports.format import counted, size
-from fedlora.sections import Dataset, Source
+from fedlora.sections import EMBEDDED, Dataset, Source
 from fedlora.signing import PublicKey, Signer
 from fedlora.training.base_model.files import digest, resolve
 

@@ -8,8 +8,8 @@ from pydantic import Field
 from fedlora.document import read_section
 from fedlora.errors import PolicyError
 from fedlora.gate.policy import Policy
-from fedlora.recipe import EMBEDDED, Recipe
-from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset, Name, Section, Source
+from fedlora.recipe import Recipe
+from fedlora.sections import AT_SITE, EMBEDDED, STANDARD_LIBRARY, Dataset, Name, Section, Source
 
 
 class TrainerConfiguration(Section):

@@ -8,7 +8,6 @@ from pathlib import Path
 import fedlora
 from fedlora import atomic
 from fedlora.errors import EnrolmentError
-from fedlora.recipe import EMBEDDED
 from fedlora.runtime.client import isolation
 from fedlora.runtime.client.configuration import SiteConfiguration, read_site
 from fedlora.runtime.client.folder import SiteFolder
@@ -16,7 +15,7 @@ from fedlora.runtime.client.supernode import supernode
 from fedlora.runtime.enrolment import JoinBundle
 from fedlora.runtime.processes.service import Service
 from fedlora.runtime.processes.supervisor import supervise
-from fedlora.sections import STANDARD_LIBRARY
+from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
 
 _LISTENER = 3
 """Descriptor as which a service gets its socket."""

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from fedlora.errors import BaseModelError
 from fedlora.lock import BaseDigests
-from fedlora.recipe import EMBEDDED
+from fedlora.sections import EMBEDDED
 
 _WEIGHTS = ("*.safetensors",)
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
