@@ -29,6 +29,11 @@ class Batch:
     labels: Tensor
     """``(batch, length)`` int64: the token at the same position, or -100 where not supervised."""
 
+    @property
+    def tokens(self) -> int:
+        """Supervised tokens."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
 
 def collate(
     examples: Sequence[TokenizedExample], *, pad_token_id: int, length: int | None = None

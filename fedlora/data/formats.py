@@ -5,16 +5,16 @@ Errors name file, line and key but never a value: the values are private data.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fedlora.data.examples import Example, Role, Turn
 from fedlora.data.files import RawRow, read_files
 from fedlora.data.standard_library import explained_functions
 from fedlora.errors import DataError
 from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset
 
-Role = Literal["system", "user", "assistant", "text"]
 RowType = Literal["messages", "prompt-completion", "alpaca", "text"]
 
 _CHAT_ROLES: Mapping[str, Role] = {
@@ -23,24 +23,6 @@ _CHAT_ROLES: Mapping[str, Role] = {
     "assistant": "assistant",
 }
 _MOST_KEYS_NAMED = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one side says."""
-
-    role: Role
-    """``text`` for text that is no conversation; it stands alone then."""
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row: a conversation with at least one assistant turn, or one turn of plain text."""
-
-    turns: tuple[Turn, ...]
-    where: str = field(default="", compare=False)
-    """Place of the row for error messages; rows that say the same are equal wherever they stand."""
 
 
 @dataclass(frozen=True, slots=True)

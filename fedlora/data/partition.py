@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from fedlora.data.examples import Example
 from fedlora.data.files import PACKED
-from fedlora.data.formats import Example, Rows, RowType, read_dataset
+from fedlora.data.formats import Rows, RowType, read_dataset
 from fedlora.errors import DataError
 from fedlora.recipe import Recipe
 from fedlora.sections import Dataset
@@ -125,5 +126,5 @@ def _parts(
 
 def _draw(example: Example, seed: str) -> float:
     """Return a number in [0, 1) that the row's content and the seed decide."""
-    content = json.dumps([seed, [(turn.role, turn.content) for turn in example.turns]])
+    content = json.dumps([seed, example.content])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) / 2**48

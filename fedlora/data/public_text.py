@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from fedlora.data.formats import Example, read_dataset
+from fedlora.data.examples import Example
+from fedlora.data.formats import read_dataset
 from fedlora.errors import DataError
 from fedlora.publish import Forgetting
 from fedlora.sections import AT_SITE, Dataset

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fedlora.data.formats import Example
+from fedlora.data.examples import Example
 from fedlora.errors import DataError
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -38,6 +38,16 @@ class TokenizedExample:
     input_ids: tuple[int, ...]
     supervised: tuple[bool, ...]
     """Which tokens are learned. Nothing predicts the first, whatever its mark."""
+
+    @property
+    def length(self) -> int:
+        """What its place among rows of like length goes by: its tokens."""
+        return len(self.input_ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What tells it from other rows."""
+        return self.input_ids
 
 
 def tokenize(

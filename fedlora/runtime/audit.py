@@ -230,11 +230,11 @@ def _without_privacy(recipe: Recipe) -> Recipe:
 
 def _attack(recipe: Recipe, adapter: AdapterState) -> Membership:
     sites = [Site.open(recipe, name) for name in recipe.site_names]
-    trained = {row.input_ids for site in sites for row in site.train_rows}
+    trained = {row.ids for site in sites for row in site.train_rows}
 
     def gains(site: Site, *, members: bool) -> list[float]:
         rows = site.train_rows if members else site.held_out_rows
-        rows = [row for row in rows if members or row.input_ids not in trained]
+        rows = [row for row in rows if members or row.ids not in trained]
         losses = (site.losses(rows, state) for state in (None, adapter))
         return [base - after for base, after in zip(*losses, strict=True)]
 

@@ -78,7 +78,7 @@ def plan(recipe: Recipe) -> Plan:
 
 def _text(examples: SiteExamples) -> str:
     parts = (examples.train, examples.held_out)
-    return json.dumps([[[(t.role, t.content) for t in e.turns] for e in part] for part in parts])
+    return json.dumps([[example.content for example in part] for part in parts])
 
 
 def _located(recipe: Recipe) -> Recipe:

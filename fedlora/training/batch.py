@@ -19,6 +19,10 @@ class Batch(Protocol):
     def labels(self) -> Tensor:
         """``(batch, length)`` int64: the token at that place, or ``IGNORED``."""
 
+    @property
+    def tokens(self) -> int:
+        """Supervised tokens."""
+
 
 def supervised(batch: Batch) -> Tensor:
     """Return ``(batch, length - 1)`` bool: the places whose next token is supervised."""

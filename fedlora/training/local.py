@@ -12,7 +12,7 @@ from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
-from fedlora.training.batch import Batch, supervised
+from fedlora.training.batch import Batch
 from fedlora.training.gradient import GradientOf
 from fedlora.training.objectives import Objective, sft_loss
 from fedlora.training.schedule import learning_rate_factor
@@ -92,7 +92,7 @@ def train_local(
                 gradients.add(of_each)
                 total += of_each.detach().sum().item()
                 count += len(of_each)
-                tokens += int(supervised(batch).sum())
+                tokens += batch.tokens
             loss = total / count if count else math.nan
             if not gradients.finish():
                 raise _diverged(step, loss, recipe)

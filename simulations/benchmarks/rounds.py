@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fedlora.adapter import AdapterState
 from fedlora.cli.simulate import DEMO
-from fedlora.data.batches import Batch, collate
+from fedlora.data.batches import Batch
 from fedlora.recipe import Recipe, read_recipe
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.in_process import InProcessGrid
@@ -109,7 +109,9 @@ def _as_they_come(site: Site) -> list[list[Batch]]:
     rows = random.Random(0).sample(list(site.train_rows), ROUNDS * STEPS * site.recipe.batch_size)
     size = site.recipe.batch_size
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    batches = [collate(chunk, pad_token_id=site.base.pad_token_id) for chunk in chunks]
+    batches = [
+        site.objective.collate(chunk, pad_token_id=site.base.pad_token_id) for chunk in chunks
+    ]
     return [batches[start : start + STEPS] for start in range(0, len(batches), STEPS)]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from fedlora.data.batches import collate, rows_of_step
-from fedlora.data.formats import Example, Turn
+from fedlora.data.examples import Example, Turn
 from fedlora.data.tokens import TokenizedExample, tokenize
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)

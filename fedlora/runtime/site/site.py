@@ -5,19 +5,20 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 from fedlora.adapter import AdapterSpec, AdapterState
-from fedlora.data.batches import Batch, collate, rows_of_step
-from fedlora.data.formats import Example
+from fedlora.data.batches import Batch, rows_of_step
 from fedlora.data.partition import site_examples
 from fedlora.data.public_text import public_examples
-from fedlora.data.tokens import TokenizedExample, tokenize
+from fedlora.data.tokens import tokenize
 from fedlora.privacy.charge import Charge
 from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.source import RoundSource
 from fedlora.recipe import Recipe
 from fedlora.runtime.processes import log
+from fedlora.runtime.site.objectives import Objective, objective_of
+from fedlora.runtime.site.objectives.objective import Tokenized
 from fedlora.runtime.site.private_steps import self_test
 from fedlora.sections import AT_SITE
 from fedlora.training.base_model import BaseModel
@@ -53,8 +54,9 @@ class Site:
     name: str
     recipe: Recipe
     base: BaseModel
-    train_rows: Sequence[TokenizedExample]
-    held_out_rows: Sequence[TokenizedExample]
+    objective: Objective[Any, Any, Any]
+    train_rows: Sequence[Tokenized]
+    held_out_rows: Sequence[Tokenized]
 
     @staticmethod
     def open(recipe: Recipe, name: str) -> "Site":
@@ -79,27 +81,18 @@ class Site:
         examples = site_examples(recipe, name)
         base = resident_base(recipe)
 
-        def tokenized(rows: Sequence[Example]) -> list[TokenizedExample]:
-            return [
-                tokenize(
-                    row,
-                    base.tokenizer,
-                    sequence_len=recipe.sequence_len,
-                    train_on_inputs=recipe.train_on_inputs,
-                )
-                for row in rows
-            ]
-
+        objective = objective_of(recipe)
         return cls(
             name=name,
             recipe=recipe,
             base=base,
-            train_rows=tokenized(examples.train),
-            held_out_rows=tokenized(examples.held_out),
+            objective=objective,
+            train_rows=[objective.tokenize(row, base.tokenizer) for row in examples.train],
+            held_out_rows=[objective.tokenize(row, base.tokenizer) for row in examples.held_out],
         )
 
     @cached_property
-    def public_rows(self) -> Sequence[TokenizedExample]:
+    def public_rows(self) -> Sequence[Tokenized]:
         """The public text on which the recipe bounds forgetting; none where nobody names one.
 
         Every token is learned, as in plain text, whatever the recipe says of prompts.
@@ -120,7 +113,7 @@ class Site:
     def digest(self) -> bytes:
         """SHA-256 of the site's rows."""
         parts = (self.train_rows, self.held_out_rows)
-        rows = [[list(row.input_ids) for row in part] for part in parts]
+        rows = [[row.ids for row in part] for part in parts]
         return hashlib.sha256(json.dumps(rows).encode()).digest()
 
     def train_round(self, received: AdapterState, *, number: int) -> LocalResult:
@@ -160,6 +153,7 @@ class Site:
             first_step=(number - 1) * self.recipe.federation.local_steps,
             total_steps=self.recipe.total_steps,
             seed=source.secret(),
+            objective=self.objective.losses,
         )
 
     def train(
@@ -186,6 +180,7 @@ class Site:
             first_step=first_step,
             total_steps=total_steps,
             seed=f"{self.recipe.seed}/{self.name}/{first_step}",
+            objective=self.objective.losses,
             on_step=on_step,
         )
 
@@ -197,7 +192,7 @@ class Site:
         """Return the loss of the base with ``state`` on the public text."""
         return evaluate(self.base, state, self._micro_batches(self.public_rows))
 
-    def losses(self, rows: Sequence[TokenizedExample], state: AdapterState | None) -> list[float]:
+    def losses(self, rows: Sequence[Tokenized], state: AdapterState | None) -> list[float]:
         """Return the mean loss per token of each row, in an order of its own; the same each time.
 
         Args:
@@ -213,7 +208,7 @@ class Site:
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
-        lengths = tuple(len(row.input_ids) for row in self.train_rows)
+        lengths = tuple(row.length for row in self.train_rows)
         per_step = self.recipe.gradient_accumulation_steps
         for step in range(first_step, first_step + steps):
             yield [self._batch(lengths, step * per_step + index) for index in range(per_step)]
@@ -224,22 +219,22 @@ class Site:
             drawn = source.poisson_sample(len(self.train_rows), charge.sampling_rate)
             yield list(self._padded_alone([self.train_rows[row] for row in drawn]))
 
-    def _padded_alone(self, rows: Sequence[TokenizedExample]) -> Iterator[Batch]:
+    def _padded_alone(self, rows: Sequence[Tokenized]) -> Iterator[Batch]:
         """Yield all rows once, each padded to a length that it alone decides.
 
         Padding changes the rounding of a row's gradient: another row must not decide it.
         """
-        groups: dict[int, list[TokenizedExample]] = {}
+        groups: dict[int, list[Tokenized]] = {}
         for row in rows:
-            groups.setdefault(-(-len(row.input_ids) // _PADDING) * _PADDING, []).append(row)
+            groups.setdefault(-(-row.length // _PADDING) * _PADDING, []).append(row)
         size = self.recipe.micro_batch_size
         for length, group in sorted(groups.items()):
             for start in range(0, len(group), size):
                 yield self._collate(group[start : start + size], length=length)
 
-    def _micro_batches(self, rows: Sequence[TokenizedExample]) -> Iterator[Batch]:
+    def _micro_batches(self, rows: Sequence[Tokenized]) -> Iterator[Batch]:
         """Yield all rows once, those of like length together."""
-        rows = sorted(rows, key=lambda row: len(row.input_ids))
+        rows = sorted(rows, key=lambda row: row.length)
         size = self.recipe.micro_batch_size
         return (self._collate(rows[i : i + size]) for i in range(0, len(rows), size))
 
@@ -257,5 +252,8 @@ class Site:
         )
         return self._collate([self.train_rows[row] for row in rows])
 
-    def _collate(self, rows: Sequence[TokenizedExample], *, length: int | None = None) -> Batch:
-        return collate(rows, pad_token_id=self.base.pad_token_id, length=length)
+    def _collate(self, rows: Sequence[Tokenized], *, length: int | None = None) -> Batch:
+        batch: Batch = self.objective.collate(
+            rows, pad_token_id=self.base.pad_token_id, length=length
+        )
+        return batch

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.data.formats import Example, Rows, Turn, read_dataset
+from fedlora.data.examples import Example, Turn
+from fedlora.data.formats import Rows, read_dataset
 from fedlora.errors import DataError
 from fedlora.sections import STANDARD_LIBRARY, Dataset
 

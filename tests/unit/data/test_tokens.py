@@ -5,7 +5,7 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from fedlora.data.formats import Example, Turn
+from fedlora.data.examples import Example, Turn
 from fedlora.data.tokens import TokenizedExample, tokenize
 from fedlora.errors import DataError
 

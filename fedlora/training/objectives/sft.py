@@ -1,11 +1,8 @@
-"""Objectives: each gives one loss per example, so that a step is a plain sum over examples.
+"""Supervised fine-tuning.
 
 A mean over the *batch's* tokens, which is what ``labels=`` computes in transformers, would let one
 example change the weight of all others: it has no bounded sensitivity under differential privacy.
 """
-
-from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
@@ -13,9 +10,6 @@ from torch import Tensor
 
 from fedlora.training.base_model import BaseModel
 from fedlora.training.batch import Batch, supervised
-
-Objective: TypeAlias = Callable[[BaseModel, Batch], Tensor]
-"""Gives the differentiable float32 loss of each example, ``(batch,)``."""
 
 
 def sft_loss(base: BaseModel, batch: Batch) -> Tensor:
