@@ -33,9 +33,10 @@ def pins() -> dict[str, Version]:
 
 
 def requirements() -> list[Requirement]:
-    """Return what pyproject.toml asks for, extras included."""
+    """Return what pyproject.toml asks for, extras included, of others than itself."""
     groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
-    return [Requirement(line) for group in groups for line in group]
+    found = [Requirement(line) for group in groups for line in group]
+    return [requirement for requirement in found if requirement.name != PROJECT["name"]]
 
 
 @pytest.mark.parametrize("module", MODULES)
