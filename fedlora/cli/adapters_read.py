@@ -109,5 +109,6 @@ def watch(
 
     for change in watching.watch(puller(registry), reference, into=into):
         version = f"index {change.index.version}"
-        said = f"{change.folder} is current" if change.folder else f"nothing: {change.reason}"
-        typer.echo(f"{change.index.issued}  {version}: {said}")
+        folder = f"{change.folder} is current" if change.folder else "nothing is current"
+        reason = f" ({change.reason})" if change.reason else ""
+        typer.echo(f"{change.index.issued}  {version}: {folder}{reason}")

@@ -82,7 +82,7 @@ class _Bound:
 
     @classmethod
     def of(cls, now: Loss, parent: Loss | None, *, margin: float) -> "_Bound":
-        if parent is None:
+        if parent is None or parent.adapter > now.base:  # or small steps up would add up
             return cls(loss=now.base, whose="the base's", margin=margin)
         return cls(loss=parent.adapter, whose="its parent's", margin=margin)
 

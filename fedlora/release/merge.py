@@ -20,8 +20,7 @@ from fedlora.errors import ReleaseError, StorageError
 from fedlora.peft_folder import read_peft_folder
 from fedlora.release.card import CARD
 from fedlora.release.folder import Release, files_of, sign_folder
-from fedlora.release.index import stamp
-from fedlora.release.manifest import MANIFEST, Code, Evaluation, Manifest
+from fedlora.release.manifest import MANIFEST, Code, Evaluation, Manifest, stamp
 from fedlora.release.provenance import PROVENANCE, merge_provenance
 from fedlora.release.weights import Change, Weights
 from fedlora.signing import Signer

@@ -21,8 +21,8 @@ from fedlora.release.folder import (
 )
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST, File, Manifest
-from fedlora.release.seen import Seen
-from fedlora.release.source import Source, is_release, manifest_of, parse
+from fedlora.release.seen import SEEN, Seen
+from fedlora.release.source import Source, index_of, manifest_of, parse
 from fedlora.signing import PublicKey
 
 
@@ -39,7 +39,7 @@ class Puller:
         self.source = source
         self.key = key
         self._releases = home / "releases"
-        self._seen = Seen(home / "seen.json")
+        self._seen = Seen(home / SEEN)
 
     def index(self, name: str) -> Index:
         """Return the newest index of a name.
@@ -51,9 +51,7 @@ class Puller:
 
     def accept(self, envelope: bytes, name: str) -> Index:
         """Return the index in an envelope; errors as ``index``."""
-        index = Index.unseal(envelope, key=self.key, source=f"index of {name}")
-        if index.name != name:
-            raise ReleaseError(f"The index of {name} was asked for; this is of {index.name}.")
+        index = index_of(envelope, name, key=self.key)
         index.require_fresh(now=datetime.now(UTC))
         self._seen.take(index, key=self.key)
         return index
@@ -66,13 +64,9 @@ class Puller:
         """
         name, version = parse(reference)
         index = self.index(name)
-        if version in index.aliases or not is_release(version):
-            return index.target(version)
-        found = [release for release in index.releases if release.startswith(version)]
-        if len(found) != 1:
-            raise ReleaseError(f"{name}: {len(found)} releases begin with {version}.")
-        index.require_usable(found[0])
-        return found[0]
+        release = index.find(version)
+        index.require_usable(release)
+        return release
 
     def pull(self, reference: str, *, into: Path | None = None) -> Release:
         """Return a verified release in a folder of its own.

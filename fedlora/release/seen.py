@@ -1,4 +1,4 @@
-"""What a reader has seen of indices: it takes no older one, and no two of one version.
+"""What a reader or a publisher has seen of indices: no older one is taken, nor two of a version.
 
 An old index is as well signed as a new one. Only memory tells that a registry, or somebody between,
 plays back the time before a revocation.
@@ -24,10 +24,16 @@ class _Entry(BaseModel):
 
     version: int
     sha256: str
+    revoked: frozenset[str] = frozenset()
+    """Releases: what was revoked stays so, whatever a later version says."""
 
 
 _File = TypeAdapter(dict[str, dict[str, _Entry]])
 """By the publisher's key and the index's name."""
+
+
+SEEN = "seen.json"
+"""Its file in a folder of a reader or publisher."""
 
 
 class Seen:
@@ -43,8 +49,13 @@ class Seen:
     def take(self, index: Index, *, key: PublicKey) -> None:
         """Remember an index.
 
+        Args:
+            index: of version 0 where there is none yet: it is good while none was seen.
+            key: its publisher's.
+
         Raises:
-            ReleaseError: a newer one was seen before, or another of this version.
+            ReleaseError: a newer one was seen before, another of this version, or one in which
+                something was revoked that is not any more.
             StorageError: it cannot be remembered.
         """
         with self._alone():
@@ -54,7 +65,7 @@ class Seen:
         seen = self._read()
         of_key = seen.setdefault(key.text, {})
         digest = hashlib.sha256(canonical_text(index)).hexdigest()
-        now = _Entry(version=index.version, sha256=digest)
+        now = _Entry(version=index.version, sha256=digest, revoked=index.revoked)
         before = of_key.get(index.name, now)
         if before.version > now.version:
             raise ReleaseError(
@@ -67,7 +78,12 @@ class Seen:
                 f"{index.name}: there are two indices of version {now.version}: the publisher has "
                 "signed both. Ask which one holds."
             )
-        if of_key.get(index.name) != now:
+        if undone := before.revoked - now.revoked:
+            raise ReleaseError(
+                f"{index.name}: {min(undone)[:12]} was revoked, and in version {now.version} it is "
+                "not. Somebody made its publisher sign what follows an old index: ask there."
+            )
+        if index.version and of_key.get(index.name) != now:
             of_key[index.name] = now
             atomic.write_file(self.path, _File.dump_json(seen, indent=1))
 

@@ -47,7 +47,7 @@ def play(recipe, folder: Path, scene: Scene, *, target=None) -> tuple[RunFolder,
     """Return a run that was played and published, and what was told of its releases."""
     told: list[Event] = []
     run = simulation.start(plan(recipe), runs=folder)
-    publication = Publication(run, target or scene.store, scene.signer, told.append)
+    publication = Publication(run, scene.publisher_at(target or scene.store), told.append)
     simulation.simulate(run, observe=publication.begin())
     return run, [each for each in told if isinstance(each, ReleasePublished | PublicationFailed)]
 
@@ -124,12 +124,12 @@ def test_what_a_stop_left_out_is_published_when_the_run_goes_on(small_recipe, tm
         if isinstance(event, RoundFinished) and event.record["round"] == 1:
             raise KeyboardInterrupt
 
-    publication = Publication(run, scene.store, scene.signer, stop)
+    publication = Publication(run, scene.publisher, stop)
     with pytest.raises(KeyboardInterrupt):
         simulation.simulate(run, observe=publication.begin())
     assert not run.releases.exists()
     told: list[Event] = []
-    again = Publication(run, scene.store, scene.signer, told.append)
+    again = Publication(run, scene.publisher, told.append)
     simulation.simulate(run, observe=again.begin())
     published = [each.round for each in told if isinstance(each, ReleasePublished)]
     assert published == [1, 2]
