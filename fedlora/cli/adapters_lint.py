@@ -56,7 +56,7 @@ def pad(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An adapter in PEFT's format.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; a new folder.")],
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Default: the largest in the adapter.")
+        int | None, typer.Option(min=1, max=4096, help="Default: the largest in the adapter.")
     ] = None,
 ) -> None:
     """Write the same adapter in the form that engines agree on: one rank, one whole alpha.

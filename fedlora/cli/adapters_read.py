@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fedlora.errors import ReleaseError, plain
+
 Registry = Annotated[
     Path | None,
     typer.Option(
@@ -34,7 +36,13 @@ def list_(
     if not names:
         typer.echo("Nothing is published there yet.")
         return
-    print_names([source.index(each) for each in names])
+    found = []
+    for each in names:
+        try:
+            found.append(source.index(each))
+        except ReleaseError as error:  # the others can be had
+            typer.echo(f"{plain(str(error))}\n", err=True)
+    print_names(found)
 
 
 def show(
@@ -47,7 +55,7 @@ def show(
     from fedlora.release.home import puller
 
     source = puller(registry)
-    manifest = source.manifest(source.resolve(reference))
+    manifest = source.manifest(reference)
     if as_json:
         typer.echo(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2))
     else:

@@ -83,7 +83,9 @@ def require_names(folder: Path, manifest: Manifest) -> None:
     """
     found = {path.name for path in folder.iterdir()} - {MANIFEST, SIGNATURE}
     for name in sorted(manifest.files.keys() - found):
-        raise ReleaseError(f"{folder / name}: the file is missing. Fetch the release again.")
+        raise ReleaseError(
+            f"{folder / name}: the file is missing. Remove the folder, and fetch the release again."
+        )
     for name in sorted(found - manifest.files.keys()):
         raise ReleaseError(
             f"{folder / name}: the manifest knows no such file, so that nobody has signed it. "
@@ -128,7 +130,7 @@ def require_same(path: Path, found: File, file: File) -> None:
         raise ReleaseError(
             f"{path}: this is not what was published: {file.size:,} bytes with SHA-256 "
             f"{file.sha256[:12]}… were, these are {found.size:,} with {found.sha256[:12]}…. "
-            "Fetch the release again."
+            "Remove the folder, and fetch the release again."
         )
 
 

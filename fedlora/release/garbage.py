@@ -44,7 +44,9 @@ def collect(store: Store, publisher: Publisher, name: str, *, now: datetime) -> 
     if not index.version:
         raise ReleaseError(f"{store.path}: there is no {name}.")
     listed = [r for r in index.in_order if not index.releases[r].collected]
-    manifests = {release: manifest_of(store, release, key=store.key)[0] for release in listed}
+    manifests = {
+        release: manifest_of(store, release, name=name, key=store.key)[0] for release in listed
+    }
     parents = {release: manifest.origin.parent for release, manifest in manifests.items()}
     removed = garbage(index, parents)
     if removed:

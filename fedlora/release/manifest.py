@@ -18,7 +18,8 @@ MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 2**20
 """Bytes."""
 
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$")]
+FILE_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
+FileName = Annotated[str, Field(pattern=f"^{FILE_NAME}$")]
 """Of a file of a release; a release has no folders."""
 Pseudonym = Annotated[str, Field(pattern="^site-[0-9a-f]{12}$")]
 """Of a site: the same in all releases of a publisher, and nobody else can tell whose it is."""

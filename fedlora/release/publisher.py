@@ -49,12 +49,12 @@ class Publisher:
             ReleaseError: it is another publisher's or another name's, or older than one seen
                 before; or the target does not answer.
         """
-        if name in self.target.names():
-            index = index_of(self.target.index(name), name, key=self.key)
-        else:
-            index = Index.empty(name, now=self._clock())
-        self._seen.take(index, key=self.key)
-        return index
+        return self._seen.newest(name, lambda: self._ask(name), key=self.key)
+
+    def _ask(self, name: str) -> Index:
+        if name not in self.target.names():
+            return Index.empty(name, now=self._clock())
+        return index_of(self.target.index(name), name, key=self.key)
 
     def publish(self, folder: Path, manifest: Manifest) -> Release:
         """Sign a release in its folder, and publish it; ``latest`` points to it then.

@@ -86,17 +86,34 @@ def index_of(envelope: bytes, name: str, *, key: PublicKey) -> Index:
     return index
 
 
-def manifest_of(source: Source, release: str, *, key: PublicKey) -> tuple[Manifest, bytes]:
-    """Return the manifest of a release, once it is known to be its own, and its signature.
+def manifest_of(
+    source: Source, release: str, *, name: str, key: PublicKey
+) -> tuple[Manifest, bytes]:
+    """Return the manifest of a name's release, once it is known to be its own, and its signature.
 
     Raises:
-        ReleaseError: there is none, it is not the publisher's, or another is given for it.
+        ReleaseError: there is none, it is not the publisher's, or another is given for it; or it is
+            another name's release.
     """
     payload, signature = source.manifest(release)
     manifest = signed_manifest(payload, signature, key=key, source=release[:12])
     if manifest.release != release:
         raise ReleaseError(f"{release[:12]} was asked for, {manifest.release[:12]} came.")
+    require_name(manifest, name)
     return manifest, signature
+
+
+def require_name(manifest: Manifest, name: str) -> None:
+    """Do nothing if a manifest is of a name's release.
+
+    Raises:
+        ReleaseError: it is of another's, as if its publisher had been made to list it here.
+    """
+    if manifest.name != name:
+        raise ReleaseError(
+            f"{name} lists {manifest.release[:12]}, which is a release of {manifest.name}. Do not "
+            "use it, and ask the publisher."
+        )
 
 
 def parse(reference: str) -> tuple[str, str]:

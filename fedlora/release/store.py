@@ -20,7 +20,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from fedlora import atomic
-from fedlora.errors import ReleaseError, StorageError
+from fedlora.errors import ReleaseError
 from fedlora.release.folder import (
     LARGEST_SIGNATURE,
     SIGNATURE,
@@ -70,25 +70,27 @@ class Store:
         return small_file(folder / MANIFEST, most=LARGEST_MANIFEST), signature
 
     def read(self, release: str, file: str, *, offset: int = 0) -> Iterator[bytes]:
-        with self.open(release, file) as content:
-            content.seek(offset)
-            while chunk := content.read(_CHUNK):
-                yield chunk
+        try:
+            with self.open(release, file) as content:
+                content.seek(offset)
+                while chunk := content.read(_CHUNK):
+                    yield chunk
+        except OSError as error:
+            raise ReleaseError(
+                f"{self.path}: {file} of release {release[:12]} cannot be read ({error.strerror})."
+            ) from None
 
     def open(self, release: str, file: str) -> BufferedReader:
         """Open a release's file to be read.
 
         Raises:
             ReleaseError: there is no such file.
-            StorageError: it cannot be read.
+            OSError: it cannot be read.
         """
         folder = self._release(release)
-        try:
-            if file in {path.name for path in folder.iterdir()}:
-                return (folder / file).open("rb")
-        except OSError as error:
-            raise StorageError(f"{folder}: it cannot be read ({error.strerror}).") from None
-        raise ReleaseError(f"{self.path}: release {release[:12]} has no file {file!r:.80}.")
+        if file not in {path.name for path in folder.iterdir()}:
+            raise ReleaseError(f"{self.path}: release {release[:12]} has no file {file!r:.80}.")
+        return (folder / file).open("rb")
 
     def watch(self, name: str, *, after: int) -> Iterator[bytes | None]:
         self.index(name)  # or there is nothing to watch

@@ -79,7 +79,7 @@ def _changes(puller: Puller, index: Index, alias: str, *, into: Path) -> Iterato
                 yield change
             for envelope in puller.source.watch(index.name, after=change.index.version):
                 if envelope is not None:
-                    ahead.append(puller.accept(envelope, index.name))
+                    ahead.append(_newer(puller, change.index))
                     break
                 change.index.require_fresh(now=datetime.now(UTC))
                 yield change
@@ -88,6 +88,18 @@ def _changes(puller: Puller, index: Index, alias: str, *, into: Path) -> Iterato
         except ReleaseError as error:
             yield replace(change, reason=str(error))
             yield None
+
+
+def _newer(puller: Puller, index: Index) -> Index:
+    """Return the newest index, now that the source says there is a newer one.
+
+    Raises:
+        ReleaseError: there is none; or as ``Puller.index``.
+    """
+    newest = puller.index(index.name)
+    if newest.version <= index.version:
+        raise ReleaseError(f"{index.name}: a newer index was announced, but there is none.")
+    return newest
 
 
 def _follow(puller: Puller, index: Index, alias: str, *, into: Path) -> Change:
@@ -100,7 +112,7 @@ def _follow(puller: Puller, index: Index, alias: str, *, into: Path) -> Change:
     folder = into / f"{index.name}@{release[:12]}"
     link = into / f"{index.name}@{alias}"
     if not (folder.is_dir() and _target(link) == folder.name):
-        puller.fetch(release, into=folder)
+        puller.fetch(release, name=index.name, into=folder)
         with atomic.storage_errors(into):
             new = into / f".{link.name}"
             new.unlink(missing_ok=True)

@@ -107,7 +107,8 @@ class Publication:
         parent = manifest.origin.parent
         if parent is None:
             return None
-        return manifest_of(self.publisher.target, parent, key=self.publisher.key)[0].evaluation
+        source, key = self.publisher.target, self.publisher.key
+        return manifest_of(source, parent, name=manifest.name, key=key)[0].evaluation
 
     def _published(self) -> set[int]:
         return {json.loads(line)["round"] for line in self._lines()}
@@ -144,7 +145,7 @@ def publish_run(run: RunFolder, publisher: Publisher, *, number: int | None = No
         folder = Path(place) / "release"
         manifest = draft(run, folder, number=number, parent=parent)
         for known in filter(index.is_usable, reversed(index.in_order)):
-            there, _ = manifest_of(publisher.target, known, key=publisher.key)
+            there, _ = manifest_of(publisher.target, known, name=recipe.name, key=publisher.key)
             if _is_same(there.origin, manifest.origin):
                 return there
         return publisher.publish(folder, manifest).manifest

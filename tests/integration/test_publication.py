@@ -18,7 +18,7 @@ from fedlora.release.store import Store, new_store
 from fedlora.runtime import simulation
 from fedlora.runtime.events import Event, PublicationFailed, ReleasePublished, RoundFinished
 from fedlora.runtime.plan import plan
-from fedlora.runtime.publication import Publication
+from fedlora.runtime.publication import Publication, publish_run
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server.coordinator import Coordinator
 from fedlora.runtime.server.folder import ServerFolder
@@ -135,6 +135,37 @@ def test_what_a_stop_left_out_is_published_when_the_run_goes_on(small_recipe, tm
     assert published == [1, 2]
     again.begin()
     assert len(index_of(scene).releases) == 2
+
+
+def test_a_stop_after_the_promotion_makes_no_second_release(small_recipe, tmp_path, scene):
+    """Its parent would be itself; nor does a person's hand make one."""
+    run, (published,) = play(small_recipe(*EACH[1:]), tmp_path / "runs", scene)
+    run.releases.unlink()
+    told: list[Event] = []
+    Publication(run, scene.publisher, told.append).begin()
+    assert told == [published]
+    assert publish_run(run, scene.publisher).release == published.release
+    assert list(index_of(scene).releases) == [published.release]
+
+
+def test_what_somebody_else_promoted_meanwhile_stays(small_recipe, tmp_path, scene):
+    """A release is judged against what the alias pointed to then, and takes that one's place."""
+    _, (first,) = play(small_recipe(*EACH[1:]), tmp_path / "runs", scene)
+    off = "publish={margin: null, site_margin: null}"
+    _, (second,) = play(small_recipe(*EACH[1:], off, "seed=1"), tmp_path / "runs", scene)
+
+    class Meanwhile(Store):
+        def publish(self, folder: Path, envelope: bytes) -> None:
+            super().publish(folder, envelope)
+            move = scene.publisher.move
+            move("small", "production", first.release, expected=second.release, reason="mine")
+
+    target = Meanwhile(scene.store.path, key=scene.signer.public)
+    again = small_recipe(*EACH[1:], off, "seed=2")
+    _, (failed,) = play(again, tmp_path / "runs", scene, target=target)
+    assert isinstance(failed, PublicationFailed)
+    assert "somebody moved it meanwhile" in failed.reason
+    assert index_of(scene).target("production") == first.release
 
 
 def test_the_published_adapter_is_the_aggregator_s(small_recipe, tmp_path, scene):
