@@ -74,7 +74,7 @@ def pad(
     result = padded(state, rank=rank or state.spec.rank)
     write_peft_folder(result, out)
     typer.echo(f"{out}: rank {result.spec.rank}, alpha {result.spec.alpha:g}.")
-    typer.echo("It changes each weight as before. Nobody has signed it: publish it anew.")
+    typer.echo("It changes each weight as before. It is no release: nobody has signed this form.")
 
 
 def _engines(text: str) -> "list[Engine]":
