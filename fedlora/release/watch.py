@@ -61,25 +61,23 @@ def watch(puller: Puller, reference: str, *, into: Path) -> Iterator[Change]:
         raise ReleaseError(f"{reference}: a release never changes. Pull it, or watch an alias.")
     told = Change(index, None)
     for change in _changes(puller, index, alias, into=into):
-        if change is None:
-            time.sleep(_AFTER_ERROR_S)
-        elif (change.folder, change.reason) != (told.folder, told.reason):
+        if (change.folder, change.reason) != (told.folder, told.reason):
             yield change
             told = change
 
 
-def _changes(puller: Puller, index: Index, alias: str, *, into: Path) -> Iterator[Change | None]:
-    """Yield how the folder stands whenever the source says something, and None after an error."""
-    change, ahead = Change(index, None), [index]
+def _changes(puller: Puller, index: Index, alias: str, *, into: Path) -> Iterator[Change]:
+    """Yield how the folder stands whenever the source says something or fails."""
+    change, ahead = Change(index, None), True
     while True:
         try:
-            while ahead:
-                change = _follow(puller, ahead[0], alias, into=into)
-                ahead.clear()
+            if ahead:
+                change = _follow(puller, index, alias, into=into)
+                ahead = False
                 yield change
             for envelope in puller.source.watch(index.name, after=change.index.version):
                 if envelope is not None:
-                    ahead.append(_newer(puller, change.index))
+                    index, ahead = _newer(puller, change.index), True
                     break
                 change.index.require_fresh(now=datetime.now(UTC))
                 yield change
@@ -87,7 +85,7 @@ def _changes(puller: Puller, index: Index, alias: str, *, into: Path) -> Iterato
                 return
         except ReleaseError as error:
             yield replace(change, reason=str(error))
-            yield None
+            time.sleep(_AFTER_ERROR_S)
 
 
 def _newer(puller: Puller, index: Index) -> Index:
