@@ -67,7 +67,8 @@ def _follow(conversation: "Conversation", console: "Console") -> None:
             text = f"{speaker.reference} is {(speaker.release or '')[:12]} now."
             console.print(text, style="yellow", markup=False)
     except FedloraError as error:
-        console.print(f"Still the adapters from before: {plain(str(error))}", style="yellow", markup=False)
+        text = f"Still the adapters from before: {plain(str(error))}"
+        console.print(text, style="yellow", markup=False)
 
 
 def _answer(
