@@ -23,6 +23,14 @@ traceback and exits with code 2.
 """
 
 
+def plain(text: str) -> str:
+    """Return a message as a terminal may have it: what would move its cursor is shown instead.
+
+    Messages quote names that strangers have chosen; the ends of lines stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 class FedloraError(Exception):
     """Base of all errors that a user can act on."""
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ _DTYPES = {"F32", "F16", "BF16"}
 _NAME_PATTERN = re.compile(r"\^?[\w.]{1,256}")
 _MOST_TENSORS, _MOST_PADDING = 20_000, 16
 _MOST_PATTERNS, _LARGEST_CONFIG = 1_000, 2**20
-_LARGEST = sys.float_info.max
+_LARGEST = 1e9
+"""Above every alpha that means something, and below what overflows."""
 _PLAIN = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",

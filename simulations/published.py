@@ -24,6 +24,8 @@ from fedlora.release.manifest import (
 )
 from fedlora.release.publisher import Publisher
 from fedlora.release.pull import Puller
+from fedlora.release.seen import SEEN, Seen
+from fedlora.release.source import Target
 from fedlora.release.store import Store, new_store
 from fedlora.signing import Signer
 
@@ -88,9 +90,12 @@ class Scene:
     path: Path
     signer: Signer
     store: Store
-    publisher: Publisher
     puller: Puller
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    publisher: Publisher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.publisher = self.publisher_at(self.store)
 
     @classmethod
     def new(cls, path: Path) -> "Scene":
@@ -99,9 +104,12 @@ class Scene:
         signer = Signer.load(path / "publisher.key")
         store = Store(path / "store", key=signer.public)
         puller = Puller(store, signer.public, home=path / "home")
-        scene = cls(path, signer, store, Publisher(store, signer), puller)
-        scene.publisher = Publisher(store, signer, clock=lambda: scene.now)
-        return scene
+        return cls(path, signer, store, puller)
+
+    def publisher_at(self, target: Target) -> Publisher:
+        """Return the publisher at another target, whose memory and clock are the same."""
+        seen = Seen(self.path / "publisher" / SEEN)
+        return Publisher(target, self.signer, seen=seen, clock=lambda: self.now)
 
     def draft(self, *, seed: int = 0) -> Path:
         """Write an adapter into a folder of its own."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.cli.adapters_read import Registry
+from fedlora.errors import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,5 +88,5 @@ def _fields(fields: Mapping[str, tuple[object, object]]) -> "Table":
     for column in ("manifest", "A", "B"):
         table.add_column(column, overflow="fold")
     for key, values in fields.items():
-        table.add_row(key, *(Text("-" if value is None else str(value)) for value in values))
+        table.add_row(key, *(Text("-" if value is None else plain(str(value))) for value in values))
     return table

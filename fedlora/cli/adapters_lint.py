@@ -56,7 +56,7 @@ def pad(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An adapter in PEFT's format.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; a new folder.")],
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Default: the largest in the adapter.")
+        int | None, typer.Option(min=1, max=4096, help="Default: the largest in the adapter.")
     ] = None,
 ) -> None:
     """Write the same adapter in the form that engines agree on: one rank, one whole alpha.
@@ -74,7 +74,7 @@ def pad(
     result = padded(state, rank=rank or state.spec.rank)
     write_peft_folder(result, out)
     typer.echo(f"{out}: rank {result.spec.rank}, alpha {result.spec.alpha:g}.")
-    typer.echo("It changes each weight as before. Nobody has signed it: publish it anew.")
+    typer.echo("It changes each weight as before. It is no release: nobody has signed this form.")
 
 
 def _engines(text: str) -> "list[Engine]":

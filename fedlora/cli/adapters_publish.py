@@ -30,9 +30,13 @@ def publish(
     from fedlora.runtime.publication import publish_run
     from fedlora.runtime.run_folder import RunFolder
 
-    release = publish_run(RunFolder.open(run), _publisher(registry, key))
-    name = release.manifest.name
-    typer.echo(f"Published {name} {release.id[:12]}; {name}@latest points to it.")
+    publisher = _publisher(registry, key)
+    manifest = publish_run(RunFolder.open(run), publisher)
+    name, release = manifest.name, manifest.release
+    typer.echo(f"Published as {name}@{release[:12]}.")
+    for alias, to in sorted(publisher.index(name).aliases.items()):
+        if to.release == release:
+            typer.echo(f"{name}@{alias} points to it.")
 
 
 def promote(
@@ -48,13 +52,12 @@ def promote(
 
     If somebody else moves the alias meanwhile, that is an error and theirs stays.
     """
-    from fedlora.release.home import puller
     from fedlora.release.source import parse
 
-    release = puller(registry).resolve(reference)
-    name, _ = parse(reference)
+    name, version = parse(reference)
     publisher = _publisher(registry, key)
-    before = publisher.index(name).pointed(to)
+    index = publisher.index(name)
+    release, before = index.find(version), index.pointed(to)
     if before == release:
         raise ReleaseError(f"{name}@{to} points to {release[:12]} already.")
     publisher.move(name, to, release, expected=before, reason=reason)
@@ -81,12 +84,12 @@ def revoke(
     registry: Registry = None,
 ) -> None:
     """Say that a release is not to be used any more; who asks for it gets the reason."""
-    from fedlora.release.home import puller
     from fedlora.release.source import parse
 
-    release = puller(registry).resolve(reference)
-    name, _ = parse(reference)
-    index = _publisher(registry, key).revoke(name, release, reason=reason)
+    name, version = parse(reference)
+    publisher = _publisher(registry, key)
+    release = publisher.index(name).find(version)
+    index = publisher.revoke(name, release, reason=reason)
     typer.echo(f"{name} {release[:12]} is revoked: nobody gets it any more.")
     for alias, to in sorted(index.aliases.items()):
         if to.release == release:
@@ -126,15 +129,7 @@ def collect(
 
 
 def _publisher(registry: Path | None, key: Path) -> "Publisher":
-    from fedlora.release.home import target_of
-    from fedlora.release.publisher import Publisher
+    from fedlora.release.home import publisher
     from fedlora.signing import Signer
 
-    target, file = target_of(registry)
-    signer = Signer.load(key)
-    if signer.public != file.key:
-        raise ReleaseError(
-            f"{key}: this key is {signer.public.fingerprint}, but the registry's publisher is "
-            f"{file.key.fingerprint}."
-        )
-    return Publisher(target, signer)
+    return publisher(registry, Signer.load(key))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fedlora.errors import ReleaseError, plain
+
 Registry = Annotated[
     Path | None,
     typer.Option(
@@ -34,7 +36,13 @@ def list_(
     if not names:
         typer.echo("Nothing is published there yet.")
         return
-    print_names([source.index(each) for each in names])
+    found = []
+    for each in names:
+        try:
+            found.append(source.index(each))
+        except ReleaseError as error:  # the others can be had
+            typer.echo(f"{plain(str(error))}\n", err=True)
+    print_names(found)
 
 
 def show(
@@ -47,7 +55,7 @@ def show(
     from fedlora.release.home import puller
 
     source = puller(registry)
-    manifest = source.manifest(source.resolve(reference))
+    manifest = source.manifest(reference)
     if as_json:
         typer.echo(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2))
     else:
@@ -109,5 +117,6 @@ def watch(
 
     for change in watching.watch(puller(registry), reference, into=into):
         version = f"index {change.index.version}"
-        said = f"{change.folder} is current" if change.folder else f"nothing: {change.reason}"
-        typer.echo(f"{change.index.issued}  {version}: {said}")
+        folder = f"{change.folder} is current" if change.folder else "nothing is current"
+        reason = f" ({change.reason})" if change.reason else ""
+        typer.echo(f"{change.index.issued}  {version}: {folder}{reason}")

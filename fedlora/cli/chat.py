@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.cli.adapters_read import Registry
-from fedlora.errors import AdapterError, ReleaseError
+from fedlora.errors import FedloraError, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,8 +66,9 @@ def _follow(conversation: "Conversation", console: "Console") -> None:
         for speaker in conversation.follow():
             text = f"{speaker.reference} is {(speaker.release or '')[:12]} now."
             console.print(text, style="yellow", markup=False)
-    except (AdapterError, ReleaseError) as error:
-        console.print(f"Still the adapters from before: {error}", style="yellow", markup=False)
+    except FedloraError as error:
+        text = f"Still the adapters from before: {plain(str(error))}"
+        console.print(text, style="yellow", markup=False)
 
 
 def _answer(

@@ -9,7 +9,7 @@ from fedlora import __version__
 from fedlora.cli import adapters, client, privacy, recipe, registry, server
 from fedlora.cli.chat import chat
 from fedlora.cli.simulate import simulate
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, plain
 
 app = typer.Typer(
     name="fedlora",
@@ -52,5 +52,5 @@ def main() -> None:
     try:
         app()
     except FedloraError as error:
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        typer.secho(f"error: {plain(str(error))}", err=True, fg=typer.colors.RED)
         sys.exit(2)

@@ -11,9 +11,8 @@ from fedlora.errors import RecipeError, ReleaseError
 
 if TYPE_CHECKING:
     from fedlora.recipe import Recipe
-    from fedlora.release.source import Target
+    from fedlora.release.publisher import Publisher
     from fedlora.runtime.run_folder import RunFolder
-    from fedlora.signing import Signer
 
 DEMO = Path(__file__).parent.parent / "demo.yaml"
 
@@ -76,8 +75,8 @@ def simulate(
         tables.print_plan(planned)
         return
     tables.print_plan(planned)
-    target = _target(key, registry)
-    _play(simulation.start(planned, runs=runs), target)
+    publisher = _publisher(key, registry)
+    _play(simulation.start(planned, runs=runs), publisher)
 
 
 def _read(arguments: list[str], *, engine: Engine | None, compare: bool | None) -> "Recipe":
@@ -92,23 +91,23 @@ def _read(arguments: list[str], *, engine: Engine | None, compare: bool | None) 
 def _go_on(path: Path, *, key: Path | None, registry: Path | None) -> None:
     from fedlora.runtime import simulation
 
-    target = _target(key, registry)
-    _play(simulation.resume(path), target)
+    publisher = _publisher(key, registry)
+    _play(simulation.resume(path), publisher)
 
 
-def _target(key: Path | None, registry: Path | None) -> "tuple[Target, Signer] | None":
-    """Return where to publish and the key to sign with, before a run begins; None for nowhere."""
-    from fedlora.release.home import target_of
+def _publisher(key: Path | None, registry: Path | None) -> "Publisher | None":
+    """Return what publishes, before a run begins; None for nowhere."""
+    from fedlora.release.home import publisher
     from fedlora.signing import Signer
 
     if key is None:
         if registry:
             raise ReleaseError("--registry without --key publishes nothing: give both or neither.")
         return None
-    return target_of(registry)[0], Signer.load(key)
+    return publisher(registry, Signer.load(key))
 
 
-def _play(run: "RunFolder", published: "tuple[Target, Signer] | None") -> None:
+def _play(run: "RunFolder", publisher: "Publisher | None") -> None:
     from fedlora.cli import tables
     from fedlora.cli.view import RunView
     from fedlora.runtime.publication import Publication
@@ -116,7 +115,7 @@ def _play(run: "RunFolder", published: "tuple[Target, Signer] | None") -> None:
 
     try:
         with RunView() as view:
-            observe = Publication(run, *published, view).begin() if published else view
+            observe = Publication(run, publisher, view).begin() if publisher else view
             play(run, observe=observe)
     except BaseException as stop:
         typer.echo(f"\nStopped. Go on with: fedlora simulate --resume {run.path}", err=True)

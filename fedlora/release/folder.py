@@ -24,7 +24,7 @@ from fedlora.release.sealed import MANIFEST_TYPE, require_signed, sign
 from fedlora.signing import PublicKey, Signer
 
 SIGNATURE = "manifest.sig"
-_LARGEST_SIGNATURE = 200
+LARGEST_SIGNATURE = 200
 _CHUNK = 2**20
 
 
@@ -66,8 +66,8 @@ def verify(folder: Path, *, key: PublicKey) -> Release:
         ReleaseError: a byte is another, a file is missing, too many or a link, or the manifest is
             not this publisher's.
     """
-    payload = _small(folder / MANIFEST, most=LARGEST_MANIFEST)
-    text = _small(folder / SIGNATURE, most=_LARGEST_SIGNATURE)
+    payload = small_file(folder / MANIFEST, most=LARGEST_MANIFEST)
+    text = small_file(folder / SIGNATURE, most=LARGEST_SIGNATURE)
     manifest = signed_manifest(payload, text, key=key, source=str(folder / MANIFEST))
     require_names(folder, manifest)
     for name, file in manifest.files.items():
@@ -83,7 +83,9 @@ def require_names(folder: Path, manifest: Manifest) -> None:
     """
     found = {path.name for path in folder.iterdir()} - {MANIFEST, SIGNATURE}
     for name in sorted(manifest.files.keys() - found):
-        raise ReleaseError(f"{folder / name}: the file is missing. Fetch the release again.")
+        raise ReleaseError(
+            f"{folder / name}: the file is missing. Remove the folder, and fetch the release again."
+        )
     for name in sorted(found - manifest.files.keys()):
         raise ReleaseError(
             f"{folder / name}: the manifest knows no such file, so that nobody has signed it. "
@@ -128,7 +130,7 @@ def require_same(path: Path, found: File, file: File) -> None:
         raise ReleaseError(
             f"{path}: this is not what was published: {file.size:,} bytes with SHA-256 "
             f"{file.sha256[:12]}… were, these are {found.size:,} with {found.sha256[:12]}…. "
-            "Fetch the release again."
+            "Remove the folder, and fetch the release again."
         )
 
 
@@ -145,8 +147,12 @@ def _file(path: Path) -> File:
     return File(size=size, sha256=digest.hexdigest())
 
 
-def _small(path: Path, *, most: int) -> bytes:
-    """Read a file that is to be small."""
+def small_file(path: Path, *, most: int) -> bytes:
+    """Read a file that is to be small.
+
+    Raises:
+        ReleaseError: it is larger, or there is no plain file.
+    """
     content = b""
     for chunk in _chunks(path):
         content += chunk

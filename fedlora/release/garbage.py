@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+from fedlora.errors import ReleaseError
 from fedlora.release.index import Index
 from fedlora.release.publisher import Publisher
 from fedlora.release.source import manifest_of
@@ -31,7 +32,7 @@ def garbage(index: Index, parents: Mapping[str, str | None]) -> list[str]:
 
 
 def collect(store: Store, publisher: Publisher, name: str, *, now: datetime) -> list[str]:
-    """Remove a name's garbage from a store, and return it.
+    """Remove a name's garbage from a store, and return it; and what killed publications left.
 
     The index says first that the files have gone, so that no reader is sent to them; if that is
     all that was done, the next call removes them.
@@ -40,8 +41,12 @@ def collect(store: Store, publisher: Publisher, name: str, *, now: datetime) -> 
         ReleaseError: there is no such name, or somebody else changed the index meanwhile.
     """
     index = publisher.index(name)
+    if not index.version:
+        raise ReleaseError(f"{store.path}: there is no {name}.")
     listed = [r for r in index.in_order if not index.releases[r].collected]
-    manifests = {release: manifest_of(store, release, key=store.key)[0] for release in listed}
+    manifests = {
+        release: manifest_of(store, release, name=name, key=store.key)[0] for release in listed
+    }
     parents = {release: manifest.origin.parent for release, manifest in manifests.items()}
     removed = garbage(index, parents)
     if removed:
@@ -50,6 +55,7 @@ def collect(store: Store, publisher: Publisher, name: str, *, now: datetime) -> 
     for release, published in index.releases.items():
         if published.collected:
             store.remove(release)
+    store.sweep()
     return removed
 
 

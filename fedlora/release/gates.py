@@ -7,8 +7,9 @@ for it costs no privacy. Where a recipe bounds nothing, with ``null`` in each pl
 off.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from fedlora.publish import Publish
 from fedlora.release.manifest import Evaluation, Loss
@@ -19,8 +20,9 @@ def judge(
 ) -> Sequence[str]:
     """Return why a release is held back; nothing if it holds.
 
-    What the recipe bounds, but nobody measured, holds it back too. Losses of two runs mean the same
-    as long as the sites hold out the same rows (equal data and seed).
+    What the recipe bounds, but nobody measured, holds it back too; of single sites, those are
+    judged that are shown. Losses of two runs mean the same as long as the sites hold out the same
+    rows (equal data and seed), and the mean is over the sites that measured both.
 
     Args:
         evaluation: of the release.
@@ -38,14 +40,32 @@ def judge(
 def _of_all(now: Evaluation, before: Evaluation | None, gate: Publish) -> Iterator[str]:
     if gate.margin is None:
         return
-    if now.held_out is None:
+    loss, parent = _of_same_sites(now, before) if before else (now.held_out, None)
+    if loss is None:
         yield (
             "publish.margin: nobody measured the held-out loss; evaluate (federation."
             "evaluate_every), or set publish.margin: null and bound publish.forgetting"
         )
         return
-    bound = _Bound.of(now.held_out, before.held_out if before else None, margin=gate.margin)
-    yield from bound.violations(now.held_out, what="publish.margin: the held-out loss")
+    bound = _Bound.of(loss, parent, margin=gate.margin)
+    yield from bound.violations(loss, what="publish.margin: the held-out loss")
+
+
+def _of_same_sites(now: Evaluation, before: Evaluation) -> tuple[Loss | None, Loss | None]:
+    """Return both mean losses, where single sites are shown over those that measured both."""
+    if not (now.sites and before.sites):
+        return now.held_out, before.held_out
+    common = sorted(now.sites.keys() & before.sites.keys())
+    if not common:
+        return now.held_out, None
+    return _mean(now.sites, common), _mean(before.sites, common)
+
+
+def _mean(losses: Mapping[str, Loss], sites: Sequence[str]) -> Loss:
+    return Loss(
+        base=fmean(losses[site].base for site in sites),
+        adapter=fmean(losses[site].adapter for site in sites),
+    )
 
 
 def _of_sites(now: Evaluation, before: Evaluation | None, gate: Publish) -> Iterator[str]:
@@ -82,7 +102,7 @@ class _Bound:
 
     @classmethod
     def of(cls, now: Loss, parent: Loss | None, *, margin: float) -> "_Bound":
-        if parent is None:
+        if parent is None or parent.adapter > now.base:  # or small steps up would add up
             return cls(loss=now.base, whose="the base's", margin=margin)
         return cls(loss=parent.adapter, whose="its parent's", margin=margin)
 

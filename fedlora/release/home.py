@@ -3,13 +3,16 @@
 import os
 from pathlib import Path
 
+from fedlora.errors import ReleaseError
 from fedlora.release.folder import Release
+from fedlora.release.publisher import Publisher
 from fedlora.release.pull import Puller
 from fedlora.release.registry.client import RegistryClient
 from fedlora.release.registry_file import RegistryFile, registry_path
+from fedlora.release.seen import SEEN, Seen
 from fedlora.release.source import Target
 from fedlora.release.store import Store
-from fedlora.signing import PublicKey
+from fedlora.signing import PublicKey, Signer
 
 ENVIRONMENT = "FEDLORA_HOME"
 
@@ -35,6 +38,27 @@ def target_of(registry: Path | None) -> tuple[Target, RegistryFile]:
         return Store(path.parent, key=file.key), file
     ca = file.ca_certificate.encode() if file.ca_certificate else None
     return RegistryClient(file.address, key=file.key, ca=ca, token=file.token), file
+
+
+def publisher(registry: Path | None, signer: Signer, *, memory: Path | None = None) -> Publisher:
+    """Return what publishes there.
+
+    Args:
+        registry: as for ``target_of``.
+        signer: the publishing key.
+        memory: a folder for what is remembered of it; by default the user's.
+
+    Raises:
+        ReleaseError: none is named, the file says something else, or its publisher has another
+            key.
+    """
+    target, file = target_of(registry)
+    if signer.public != file.key:
+        raise ReleaseError(
+            f"The publishing key is {signer.public.fingerprint}, but the registry's publisher is "
+            f"{file.key.fingerprint}: take the key that the registry was made with."
+        )
+    return Publisher(target, signer, seen=Seen((memory or home()) / SEEN))
 
 
 def puller(registry: Path | None) -> Puller:

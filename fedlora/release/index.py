@@ -6,53 +6,28 @@ a reader from newer versions is noticed when the last one expires. The Update Fr
 two rules for its timestamp (theupdateframework.io, specification 1.0.33, section 5.4).
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from fedlora.errors import ReleaseError
-from fedlora.release.manifest import Time, canonical_text, read_canonical
+from fedlora.release.entries import Alias, Published, Revoked, as_reason
+from fedlora.release.manifest import Time, canonical_text, is_release, read_canonical, stamp
 from fedlora.release.sealed import INDEX_TYPE, seal, unseal
-from fedlora.sections import Digest, Name, Section
+from fedlora.sections import NAME, Digest, Name, Section
 from fedlora.signing import PublicKey, Signer
 
 LIFETIME = timedelta(days=30)
 """How long an index is good for."""
 
+_MOST_RELEASES = 8_000
+_LARGEST = 5 * 2**19
+"""Bytes of an index: room for so many releases with what was revoked of them."""
 _MOST_BEFORE = 20
 """Releases that an alias remembers; older ones are in older versions of the index."""
-
-Reason = Annotated[str, Field(min_length=1, max_length=500)]
-
-
-class Revoked(Section):
-    """That a release is not to be used any more."""
-
-    at: Time
-    reason: Reason
-
-
-class Published(Section):
-    """A release of the name."""
-
-    at: Time
-    version: Annotated[int, Field(ge=1)]
-    """Of the index that listed it first: releases in this order came one after another."""
-    revoked: Revoked | None = None
-    collected: Time | None = None
-    """When its files were removed from the store."""
-
-
-class Alias(Section):
-    """Where a moving name points."""
-
-    release: Digest
-    since: Time
-    reason: Reason
-    before: Annotated[tuple[Digest, ...], Field(strict=False)] = ()
-    """Where it pointed before, newest last: what a rollback goes back to."""
 
 
 class Index(Section):
@@ -80,9 +55,18 @@ class Index(Section):
         )
 
     def published(self, release: str, *, now: datetime) -> Self:
-        """Return the next version, with one more release, to which ``latest`` points."""
+        """Return the next version, with one more release, to which ``latest`` points.
+
+        Raises:
+            ReleaseError: the name has as many as an index holds.
+        """
         if release in self.releases:
             return self
+        if len(self.releases) >= _MOST_RELEASES:
+            raise ReleaseError(
+                f"{self.name} has {_MOST_RELEASES:,} releases, which is all that an index holds. "
+                "Publish under a new name."
+            )
         releases = {**self.releases, release: Published(at=stamp(now), version=self.version + 1)}
         aliases = self._pointing("latest", release, reason="published", now=now)
         return self._next(now, releases=releases, aliases=aliases)
@@ -110,6 +94,11 @@ class Index(Section):
                 "decide."
             )
         self.require_usable(release)
+        if is_release(alias) or not re.fullmatch(NAME, alias):
+            raise ReleaseError(
+                f"{alias!r:.80} is no name of an alias: letters, digits, '_', '.' and '-' were "
+                "expected, and nothing that looks like a release."
+            )
         aliases = self._pointing(alias, release, reason=reason, now=now)
         return self._next(now, aliases=aliases)
 
@@ -127,17 +116,21 @@ class Index(Section):
             before.pop()
         if not before:
             raise ReleaseError(f"{self.name}@{alias} has pointed to no usable release before.")
-        to = Alias(release=before.pop(), since=stamp(now), reason=reason, before=tuple(before))
+        since, reason = stamp(now), as_reason(reason)
+        to = Alias(release=before.pop(), since=since, reason=reason, before=tuple(before))
         return self._next(now, aliases={**self.aliases, alias: to})
 
     def revoking(self, release: str, *, reason: str, now: datetime) -> Self:
         """Return the next version, in which a release is revoked; aliases to it give an error.
 
+        One whose files were removed can be, too: readers still have copies.
+
         Raises:
-            ReleaseError: there is no such release, or it is revoked already.
+            ReleaseError: there is no such release, it is revoked already, or the reason is none.
         """
-        self.require_usable(release)
-        revoked = Revoked(at=stamp(now), reason=reason)
+        if release not in self.releases or release in self.revoked:
+            self.require_usable(release)
+        revoked = Revoked(at=stamp(now), reason=as_reason(reason))
         changed = self.releases[release].model_copy(update={"revoked": revoked})
         return self._next(now, releases={**self.releases, release: changed})
 
@@ -158,6 +151,19 @@ class Index(Section):
         found = self.aliases.get(alias)
         return found.release if found else None
 
+    def find(self, version: str) -> str:
+        """Return the release that an alias points to or that begins so, usable or not.
+
+        Raises:
+            ReleaseError: there is none, or several begin so.
+        """
+        if version in self.aliases or not is_release(version):
+            return self._alias(version).release
+        found = [release for release in self.releases if release.startswith(version)]
+        if len(found) != 1:
+            raise ReleaseError(f"{self.name}: {len(found)} releases begin with {version}.")
+        return found[0]
+
     def target(self, alias: str) -> str:
         """Return the release that an alias points to.
 
@@ -172,6 +178,11 @@ class Index(Section):
     def in_order(self) -> list[str]:
         """All releases, oldest first."""
         return sorted(self.releases, key=lambda release: self.releases[release].version)
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """The releases that were revoked."""
+        return frozenset(release for release, found in self.releases.items() if found.revoked)
 
     def is_usable(self, release: str) -> bool:
         """Tell whether a release is there, with its files, and not revoked."""
@@ -223,7 +234,7 @@ class Index(Section):
             )
         for release, was in before.releases.items():
             now = self.releases.get(release)
-            if now is None or not _keeps(was, now):
+            if now is None or not now.keeps(was):
                 raise ReleaseError(f"{self.name}: an index never forgets, but {release[:12]}.")
 
     def seal(self, signer: Signer) -> bytes:
@@ -238,7 +249,7 @@ class Index(Section):
             ReleaseError: it is none, or somebody else's.
         """
         payload = unseal(envelope, INDEX_TYPE, key=key, source=source)
-        return read_canonical(cls, payload, source=source, what="an index")
+        return read_canonical(cls, payload, source=source, what="an index", most=_LARGEST)
 
     def _alias(self, alias: str) -> Alias:
         found = self.aliases.get(alias)
@@ -252,20 +263,9 @@ class Index(Section):
     ) -> Mapping[str, Alias]:
         found = self.aliases.get(alias)
         before = (*found.before, found.release)[-_MOST_BEFORE:] if found else ()
-        to = Alias(release=release, since=stamp(now), reason=reason, before=before)
+        to = Alias(release=release, since=stamp(now), reason=as_reason(reason), before=before)
         return {**self.aliases, alias: to}
 
     def _next(self, now: datetime, **values: Mapping[str, object]) -> Self:
         times = {"issued": stamp(now), "expires": stamp(now + LIFETIME)}
         return self.model_copy(update={"version": self.version + 1, **times, **values})
-
-
-def stamp(time: datetime) -> str:
-    """Return a time as manifests and indices have it: UTC, to the second."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _keeps(was: Published, now: Published) -> bool:
-    same = (now.at, now.version) == (was.at, was.version)
-    marks = (was.revoked, now.revoked), (was.collected, now.collected)
-    return same and all(before is None or before == after for before, after in marks)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
@@ -17,13 +18,15 @@ MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 2**20
 """Bytes."""
 
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$")]
+FILE_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
+FileName = Annotated[str, Field(pattern=f"^{FILE_NAME}$")]
 """Of a file of a release; a release has no folders."""
 Pseudonym = Annotated[str, Field(pattern="^site-[0-9a-f]{12}$")]
 """Of a site: the same in all releases of a publisher, and nobody else can tell whose it is."""
-Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Time = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 """UTC, ISO 8601."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_RELEASE = re.compile("[0-9a-f]{8,64}")
 _T = TypeVar("_T", bound=Section)
 _NotNegative = Annotated[float, Field(ge=0)]
 
@@ -195,13 +198,15 @@ def canonical_text(section: Section) -> bytes:
     return canonical(section.model_dump(mode="json", exclude_none=True))
 
 
-def read_canonical(kind: type[_T], text: bytes, *, source: str, what: str) -> _T:
-    """Read a section from canonical JSON.
+def read_canonical(
+    kind: type[_T], text: bytes, *, source: str, what: str, most: int = LARGEST_MANIFEST
+) -> _T:
+    """Read a section from canonical JSON of at most ``most`` bytes.
 
     Raises:
         ReleaseError: it is something else, or in another spelling.
     """
-    if len(text) > LARGEST_MANIFEST:
+    if len(text) > most:
         raise ReleaseError(f"{source}: {what} of {len(text):,} bytes is not plausible.")
     try:
         section = kind.model_validate(json.loads(text))
@@ -214,3 +219,13 @@ def read_canonical(kind: type[_T], text: bytes, *, source: str, what: str) -> _T
     if canonical_text(section) != text:
         raise ReleaseError(f"{source}: {what} was expected in canonical JSON; it was rewritten.")
     return section
+
+
+def is_release(version: str) -> bool:
+    """Whether a version may be a release's identity, or its beginning: 8 or more digits of hex."""
+    return _RELEASE.fullmatch(version) is not None
+
+
+def stamp(time: datetime) -> str:
+    """Return a time as manifests and indices have it: UTC, to the second."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -5,6 +5,7 @@ The base has to be the full-precision one: in a 4-bit base the merged weights wo
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,8 +21,7 @@ from fedlora.errors import ReleaseError, StorageError
 from fedlora.peft_folder import read_peft_folder
 from fedlora.release.card import CARD
 from fedlora.release.folder import Release, files_of, sign_folder
-from fedlora.release.index import stamp
-from fedlora.release.manifest import MANIFEST, Code, Evaluation, Manifest
+from fedlora.release.manifest import FILE_NAME, MANIFEST, Code, Evaluation, Manifest, stamp
 from fedlora.release.provenance import PROVENANCE, merge_provenance
 from fedlora.release.weights import Change, Weights
 from fedlora.signing import Signer
@@ -89,6 +89,7 @@ def merge(
     shards = [Weights.open(path, dtype=dtype) for path in weight_files(base)]
     changes = _changes(state, shards, base)
     _require_room(out, sum(shard.size for shard in shards), base)
+    _require_names(base)
     with atomic.new_folder(out) as folder:
         for path in other_files(base):
             shutil.copyfile(path, folder / path.name)
@@ -138,6 +139,20 @@ def _require_base(release: Release, base: Path) -> dict[str, Any]:
             "tokenizer or chat template are others. Get the base as the manifest says."
         )
     return config
+
+
+def _require_names(base: Path) -> None:
+    """Do nothing if a release can hold the base's files.
+
+    Raises:
+        ReleaseError: one has a name that no manifest lists.
+    """
+    for path in other_files(base):
+        if not re.fullmatch(FILE_NAME, path.name):
+            raise ReleaseError(
+                f"{path}: a release's files have names of letters, digits, '_', '.' and '-'. "
+                "Rename it, or move it out of the base's folder."
+            )
 
 
 def _changes(state: AdapterState, shards: list[Weights], base: Path) -> dict[str, Change]:

@@ -12,7 +12,8 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import Release, sign_folder, verify
 from fedlora.release.index import Index
 from fedlora.release.manifest import Manifest
-from fedlora.release.source import Target
+from fedlora.release.seen import Seen
+from fedlora.release.source import Target, index_of
 from fedlora.signing import Signer
 
 
@@ -20,8 +21,10 @@ class Publisher:
     """Publishes to a store or a registry.
 
     Args:
-        target: where to.
+        target: where to; it is not believed. What follows an old index would undo what came after
+            that, and be well signed.
         signer: the publishing key.
+        seen: remembers what was signed and seen.
         clock: gives the time.
     """
 
@@ -30,22 +33,28 @@ class Publisher:
         target: Target,
         signer: Signer,
         *,
+        seen: Seen,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.target = target
+        self.key = signer.public
         self._signer = signer
+        self._seen = seen
         self._clock = clock
 
     def index(self, name: str) -> Index:
-        """Return the newest index of a name, or an empty one.
+        """Return the newest index of a name, or an empty one; it may have expired.
 
         Raises:
-            ReleaseError: it is another publisher's, or the target does not answer.
+            ReleaseError: it is another publisher's or another name's, or older than one seen
+                before; or the target does not answer.
         """
+        return self._seen.newest(name, lambda: self._ask(name), key=self.key)
+
+    def _ask(self, name: str) -> Index:
         if name not in self.target.names():
             return Index.empty(name, now=self._clock())
-        envelope = self.target.index(name)
-        return Index.unseal(envelope, key=self._signer.public, source=f"index of {name}")
+        return index_of(self.target.index(name), name, key=self.key)
 
     def publish(self, folder: Path, manifest: Manifest) -> Release:
         """Sign a release in its folder, and publish it; ``latest`` points to it then.
@@ -53,15 +62,19 @@ class Publisher:
         What is there already stays as it is.
 
         Raises:
-            ReleaseError: the folder is not what the manifest says, or the target refuses it.
+            ReleaseError: the folder is not what the manifest says, the release was there and is
+                not to be used any more, or the target refuses it.
             StorageError: the folder cannot be written.
         """
         sign_folder(folder, manifest, signer=self._signer)
-        release = verify(folder, key=self._signer.public)
+        release = verify(folder, key=self.key)
         index = self.index(manifest.name)
-        if release.id not in index.releases:
+        if release.id in index.releases:
+            index.require_usable(release.id)
+        else:
             listed = index.published(release.id, now=self._clock())
             self.target.publish(folder, listed.seal(self._signer))
+            self._seen.take(listed, key=self.key)
         return release
 
     def move(
@@ -113,4 +126,5 @@ class Publisher:
             ReleaseError: somebody else was quicker.
         """
         self.target.commit(index.seal(self._signer))
+        self._seen.take(index, key=self.key)
         return index

@@ -21,8 +21,8 @@ from fedlora.release.folder import (
 )
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST, File, Manifest
-from fedlora.release.seen import Seen
-from fedlora.release.source import Source, is_release, manifest_of, parse
+from fedlora.release.seen import SEEN, Seen
+from fedlora.release.source import Source, index_of, manifest_of, parse, require_name
 from fedlora.signing import PublicKey
 
 
@@ -39,7 +39,7 @@ class Puller:
         self.source = source
         self.key = key
         self._releases = home / "releases"
-        self._seen = Seen(home / "seen.json")
+        self._seen = Seen(home / SEEN)
 
     def index(self, name: str) -> Index:
         """Return the newest index of a name.
@@ -47,16 +47,7 @@ class Puller:
         Raises:
             ReleaseError: it is not the publisher's, has expired, or is older than one seen before.
         """
-        return self.accept(self.source.index(name), name)
-
-    def accept(self, envelope: bytes, name: str) -> Index:
-        """Return the index in an envelope; errors as ``index``."""
-        index = Index.unseal(envelope, key=self.key, source=f"index of {name}")
-        if index.name != name:
-            raise ReleaseError(f"The index of {name} was asked for; this is of {index.name}.")
-        index.require_fresh(now=datetime.now(UTC))
-        self._seen.take(index, key=self.key)
-        return index
+        return self._seen.newest(name, lambda: self._ask(name), key=self.key)
 
     def resolve(self, reference: str) -> str:
         """Return the release that ``NAME``, ``NAME@ALIAS`` or ``NAME@RELEASE`` means.
@@ -66,13 +57,9 @@ class Puller:
         """
         name, version = parse(reference)
         index = self.index(name)
-        if version in index.aliases or not is_release(version):
-            return index.target(version)
-        found = [release for release in index.releases if release.startswith(version)]
-        if len(found) != 1:
-            raise ReleaseError(f"{name}: {len(found)} releases begin with {version}.")
-        index.require_usable(found[0])
-        return found[0]
+        release = index.find(version)
+        index.require_usable(release)
+        return release
 
     def pull(self, reference: str, *, into: Path | None = None) -> Release:
         """Return a verified release in a folder of its own.
@@ -89,23 +76,33 @@ class Puller:
                 stays.
             StorageError: the folder cannot be written.
         """
-        release = self.resolve(reference)
-        return self.fetch(release, into=into or self._releases / release)
+        release, (name, _) = self.resolve(reference), parse(reference)
+        return self.fetch(release, name=name, into=into or self._releases / release)
 
-    def fetch(self, release: str, *, into: Path) -> Release:
-        """Return a release by its identity, in the folder ``into``; errors as ``pull``."""
-        if into.exists():
-            return self._there(release, into)
+    def fetch(self, release: str, *, name: str, into: Path) -> Release:
+        """Return a name's release by its identity, in the folder ``into``; errors as ``pull``."""
         partial = into.parent / f".{into.name}.{release[:12]}.partial"
-        with _alone(partial):
-            if into.exists() or not partial.exists():  # another process was here first
-                return self.fetch(release, into=into)
-            return self._complete(release, partial, into=into)
+        while not into.exists():
+            with _alone(partial):
+                if not into.exists() and partial.exists():  # or another process was here first
+                    return self._complete(release, partial, name=name, into=into)
+        found = verify(into, key=self.key)
+        if found.id != release:
+            raise ReleaseError(
+                f"{into}: release {found.id[:12]} is there already. Choose another folder."
+            )
+        require_name(found.manifest, name)
+        return found
 
-    def _complete(self, release: str, partial: Path, *, into: Path) -> Release:
-        manifest, signature = manifest_of(self.source, release, key=self.key)
-        for name, file in manifest.files.items():
-            self._fetch_file(release, partial / name, file=file)
+    def _ask(self, name: str) -> Index:
+        index = index_of(self.source.index(name), name, key=self.key)
+        index.require_fresh(now=datetime.now(UTC))
+        return index
+
+    def _complete(self, release: str, partial: Path, *, name: str, into: Path) -> Release:
+        manifest, signature = manifest_of(self.source, release, name=name, key=self.key)
+        for file_name, file in manifest.files.items():
+            self._fetch_file(release, partial / file_name, file=file)
         with atomic.storage_errors(partial):
             (partial / MANIFEST).write_bytes(manifest.to_json())
             (partial / SIGNATURE).write_bytes(signature)
@@ -117,21 +114,14 @@ class Puller:
         atomic.put_folder(partial, into)
         return Release(folder=into, manifest=manifest)
 
-    def manifest(self, release: str) -> Manifest:
+    def manifest(self, reference: str) -> Manifest:
         """Return the manifest of a release.
 
         Raises:
-            ReleaseError: there is none, or another is given for it.
+            ReleaseError: there is none, it is not to be used, or another is given for it.
         """
-        return manifest_of(self.source, release, key=self.key)[0]
-
-    def _there(self, release: str, into: Path) -> Release:
-        found = verify(into, key=self.key)
-        if found.id != release:
-            raise ReleaseError(
-                f"{into}: release {found.id[:12]} is there already. Choose another folder."
-            )
-        return found
+        release, (name, _) = self.resolve(reference), parse(reference)
+        return manifest_of(self.source, release, name=name, key=self.key)[0]
 
     def _fetch_file(self, release: str, path: Path, *, file: File) -> None:
         """Append what a file still lacks, and check all of it; what came out wrong is removed.

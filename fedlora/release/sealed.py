@@ -14,8 +14,8 @@ from fedlora.signing import PublicKey, Signer, canonical
 MANIFEST_TYPE = "application/vnd.fedlora.release.v1+json"
 INDEX_TYPE = "application/vnd.fedlora.index.v1+json"
 
-LARGEST_ENVELOPE = 8 * 2**20
-"""Bytes."""
+LARGEST_ENVELOPE = 15 * 2**18
+"""Bytes: of the largest index, in base64."""
 
 
 def sign(payload: bytes, payload_type: str, *, signer: Signer) -> bytes:

@@ -1,4 +1,4 @@
-"""What a reader has seen of indices: it takes no older one, and no two of one version.
+"""What a reader or a publisher has seen of indices: no older one is taken, nor two of a version.
 
 An old index is as well signed as a new one. Only memory tells that a registry, or somebody between,
 plays back the time before a revocation.
@@ -6,9 +6,10 @@ plays back the time before a revocation.
 
 import fcntl
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -24,10 +25,22 @@ class _Entry(BaseModel):
 
     version: int
     sha256: str
+    revoked: frozenset[str] = frozenset()
+    """Releases: what was revoked stays so, whatever a later version says."""
+
+    @classmethod
+    def of(cls, index: Index) -> Self:
+        """Return what is remembered of an index."""
+        digest = hashlib.sha256(canonical_text(index)).hexdigest()
+        return cls(version=index.version, sha256=digest, revoked=index.revoked)
 
 
 _File = TypeAdapter(dict[str, dict[str, _Entry]])
 """By the publisher's key and the index's name."""
+
+
+SEEN = "seen.json"
+"""Its file in a folder of a reader or publisher."""
 
 
 class Seen:
@@ -40,22 +53,42 @@ class Seen:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def take(self, index: Index, *, key: PublicKey) -> None:
-        """Remember an index.
+    def newest(self, name: str, ask: Callable[[], Index], *, key: PublicKey) -> Index:
+        """Ask for the newest index of a name, and remember it.
+
+        Args:
+            name: the index's.
+            ask: returns the index, of version 0 where there is none yet.
+            key: its publisher's.
 
         Raises:
-            ReleaseError: a newer one was seen before, or another of this version.
+            ReleaseError: a newer one was seen before it was asked for, another of this version, or
+                one in which something was revoked that is not any more.
+            StorageError: it cannot be remembered.
+        """
+        before = self._read().get(key.text, {}).get(name)
+        index = ask()
+        if before is not None:
+            self._require_newer(before, index)
+        self.take(index, key=key)
+        return index
+
+    def take(self, index: Index, *, key: PublicKey) -> None:
+        """Remember an index, if it is newer than what was seen.
+
+        Raises:
             StorageError: it cannot be remembered.
         """
         with self._alone():
-            self._take(index, key=key)
+            seen = self._read()
+            of_key = seen.setdefault(key.text, {})
+            known = of_key.get(index.name)
+            if index.version > (known.version if known else 0):
+                of_key[index.name] = _Entry.of(index)
+                atomic.write_file(self.path, _File.dump_json(seen, indent=1))
 
-    def _take(self, index: Index, *, key: PublicKey) -> None:
-        seen = self._read()
-        of_key = seen.setdefault(key.text, {})
-        digest = hashlib.sha256(canonical_text(index)).hexdigest()
-        now = _Entry(version=index.version, sha256=digest)
-        before = of_key.get(index.name, now)
+    def _require_newer(self, before: "_Entry", index: Index) -> None:
+        now = _Entry.of(index)
         if before.version > now.version:
             raise ReleaseError(
                 f"{index.name}: the index is version {now.version}, but version {before.version} "
@@ -67,9 +100,11 @@ class Seen:
                 f"{index.name}: there are two indices of version {now.version}: the publisher has "
                 "signed both. Ask which one holds."
             )
-        if of_key.get(index.name) != now:
-            of_key[index.name] = now
-            atomic.write_file(self.path, _File.dump_json(seen, indent=1))
+        if undone := before.revoked - now.revoked:
+            raise ReleaseError(
+                f"{index.name}: {min(undone)[:12]} was revoked, and in version {now.version} it is "
+                "not. Somebody made its publisher sign what follows an old index: ask there."
+            )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -11,12 +11,12 @@ from typing import Protocol
 
 from fedlora.errors import ReleaseError
 from fedlora.release.folder import signed_manifest
+from fedlora.release.index import Index
 from fedlora.release.manifest import Manifest
 from fedlora.sections import NAME
 from fedlora.signing import PublicKey
 
 _REFERENCE = re.compile(rf"(?P<name>{NAME})(@(?P<version>{NAME}))?")
-_RELEASE = re.compile("[0-9a-f]{8,64}")
 
 
 class Source(Protocol):
@@ -46,10 +46,10 @@ class Source(Protocol):
             ReleaseError: there is no such file, or the source does not answer.
         """
 
-    def watch(self, name: str, *, after: int) -> Iterator[bytes]:
+    def watch(self, name: str, *, after: int) -> Iterator[bytes | None]:
         """Yield each sealed index of a name whose version is above ``after``, as it comes.
 
-        It goes on until the reader stops.
+        It goes on until the reader stops; None comes now and then where there is nothing new.
 
         Raises:
             ReleaseError: there is no such name, or the source does not answer.
@@ -74,17 +74,46 @@ class Target(Source, Protocol):
         """
 
 
-def manifest_of(source: Source, release: str, *, key: PublicKey) -> tuple[Manifest, bytes]:
-    """Return the manifest of a release, once it is known to be its own, and its signature.
+def index_of(envelope: bytes, name: str, *, key: PublicKey) -> Index:
+    """Return the index that is in an envelope, once it is known to be this name's.
 
     Raises:
-        ReleaseError: there is none, it is not the publisher's, or another is given for it.
+        ReleaseError: it is not the publisher's, or another name's.
+    """
+    index = Index.unseal(envelope, key=key, source=f"index of {name}")
+    if index.name != name:
+        raise ReleaseError(f"The index of {name} was asked for; this is of {index.name}.")
+    return index
+
+
+def manifest_of(
+    source: Source, release: str, *, name: str, key: PublicKey
+) -> tuple[Manifest, bytes]:
+    """Return the manifest of a name's release, once it is known to be its own, and its signature.
+
+    Raises:
+        ReleaseError: there is none, it is not the publisher's, or another is given for it; or it is
+            another name's release.
     """
     payload, signature = source.manifest(release)
     manifest = signed_manifest(payload, signature, key=key, source=release[:12])
     if manifest.release != release:
         raise ReleaseError(f"{release[:12]} was asked for, {manifest.release[:12]} came.")
+    require_name(manifest, name)
     return manifest, signature
+
+
+def require_name(manifest: Manifest, name: str) -> None:
+    """Do nothing if a manifest is of a name's release.
+
+    Raises:
+        ReleaseError: it is of another's, as if its publisher had been made to list it here.
+    """
+    if manifest.name != name:
+        raise ReleaseError(
+            f"{name} lists {manifest.release[:12]}, which is a release of {manifest.name}. Do not "
+            "use it, and ask the publisher."
+        )
 
 
 def parse(reference: str) -> tuple[str, str]:
@@ -100,8 +129,3 @@ def parse(reference: str) -> tuple[str, str]:
             "demo@production."
         )
     return match["name"], match["version"] or "latest"
-
-
-def is_release(version: str) -> bool:
-    """Whether a version may be a release's identity, or its beginning: 8 or more digits of hex."""
-    return _RELEASE.fullmatch(version) is not None

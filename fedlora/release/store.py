@@ -10,26 +10,35 @@ A release is there for readers once an index lists it. Of two that commit the sa
 first wins, and the other is told.
 """
 
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import ReleaseError
-from fedlora.release.folder import SIGNATURE, Release, verify
+from fedlora.release.folder import (
+    LARGEST_SIGNATURE,
+    SIGNATURE,
+    Release,
+    small_file,
+    verify,
+)
 from fedlora.release.index import Index
-from fedlora.release.manifest import MANIFEST
+from fedlora.release.manifest import LARGEST_MANIFEST, MANIFEST, is_release
 from fedlora.release.registry_file import FILE, RegistryFile
-from fedlora.release.source import is_release
+from fedlora.release.sealed import LARGEST_ENVELOPE
 from fedlora.sections import NAME
 from fedlora.signing import PublicKey, new_key
 
 _CHUNK = 2**20
 _LOOK = 1.0
 """Seconds between looks for a new index."""
+_DAY = 24 * 60 * 60
 
 
 class Store:
@@ -53,31 +62,43 @@ class Store:
         if not paths:
             known = ", ".join(self.names()) or "none"
             raise ReleaseError(f"{self.path}: there is no {name!r:.80}, only: {known}.")
-        return paths[-1].read_bytes()
+        return small_file(paths[-1], most=LARGEST_ENVELOPE)
 
     def manifest(self, release: str) -> tuple[bytes, bytes]:
         folder = self._release(release)
-        return (folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes()
+        signature = small_file(folder / SIGNATURE, most=LARGEST_SIGNATURE)
+        return small_file(folder / MANIFEST, most=LARGEST_MANIFEST), signature
 
     def read(self, release: str, file: str, *, offset: int = 0) -> Iterator[bytes]:
-        with self.open(release, file) as content:
-            content.seek(offset)
-            while chunk := content.read(_CHUNK):
-                yield chunk
+        try:
+            with self.open(release, file) as content:
+                content.seek(offset)
+                while chunk := content.read(_CHUNK):
+                    yield chunk
+        except OSError as error:
+            raise ReleaseError(
+                f"{self.path}: {file} of release {release[:12]} cannot be read ({error.strerror})."
+            ) from None
 
     def open(self, release: str, file: str) -> BufferedReader:
-        """Open a release's file to be read; errors as ``read``."""
+        """Open a release's file to be read.
+
+        Raises:
+            ReleaseError: there is no such file.
+            OSError: it cannot be read.
+        """
         folder = self._release(release)
         if file not in {path.name for path in folder.iterdir()}:
             raise ReleaseError(f"{self.path}: release {release[:12]} has no file {file!r:.80}.")
         return (folder / file).open("rb")
 
-    def watch(self, name: str, *, after: int) -> Iterator[bytes]:
+    def watch(self, name: str, *, after: int) -> Iterator[bytes | None]:
         self.index(name)  # or there is nothing to watch
         while True:
             for envelope in self.since(name, after=after):
                 yield envelope
                 after += 1
+            yield None
             time.sleep(_LOOK)
 
     def publish(self, folder: Path, envelope: bytes) -> None:
@@ -90,25 +111,33 @@ class Store:
 
     def commit(self, envelope: bytes) -> None:
         index = self._next(envelope)
-        for release, entry in index.releases.items():
-            if not entry.collected and not (self.path / "releases" / release).is_dir():
-                raise ReleaseError(f"{self.path}: there is no release {release[:12]} to list.")
+        if new := index.releases.keys() - self._listed(index.name):
+            raise ReleaseError(f"{self.path}: {min(new)[:12]} is listed, but was not published.")
         self._commit(index, envelope)
 
     def since(self, name: str, *, after: int) -> Iterator[bytes]:
         """Yield each sealed index of a name that is there with a version above ``after``."""
         while (path := self._version(name, after + 1)).exists():
-            yield path.read_bytes()
+            yield small_file(path, most=LARGEST_ENVELOPE)
             after += 1
-
-    def history(self, name: str) -> Sequence[Index]:
-        """Return all versions of a name's index, oldest first."""
-        paths = self._versions(name)
-        return [Index.unseal(p.read_bytes(), key=self.key, source=str(p)) for p in paths]
 
     def remove(self, release: str) -> None:
         """Remove the files of a release that an index has as collected."""
         shutil.rmtree(self.path / "releases" / release, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what publications left that were killed: releases that no index lists.
+
+        What is younger than a day may be on its way in, and stays.
+
+        Raises:
+            ReleaseError: an index cannot be read.
+        """
+        listed = {release for name in self.names() for release in self._listed(name)}
+        for folder in (self.path / "releases").glob("*"):
+            with suppress(FileNotFoundError):  # it came in, or somebody else sweeps
+                if folder.name not in listed and time.time() - folder.stat().st_mtime > _DAY:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _next(self, envelope: bytes) -> Index:
         """Return a sealed index that follows the newest.
@@ -117,14 +146,21 @@ class Store:
             ReleaseError: it does not.
         """
         index = Index.unseal(envelope, key=self.key, source="the index")
-        paths = self._versions(index.name)
-        if paths:
-            index.require_follows(
-                Index.unseal(paths[-1].read_bytes(), key=self.key, source=str(paths[-1]))
-            )
+        before = self._newest(index.name)
+        if before:
+            index.require_follows(before)
         elif index.version != 1:
             raise ReleaseError(f"{self.path}: {index.name} begins with version 1.")
         return index
+
+    def _listed(self, name: str) -> set[str]:
+        newest = self._newest(name)
+        return set(newest.releases) if newest else set()
+
+    def _newest(self, name: str) -> Index | None:
+        if not self._versions(name):
+            return None
+        return Index.unseal(self.index(name), key=self.key, source=f"{self.path}: {name}")
 
     def _commit(self, index: Index, envelope: bytes) -> None:
         path = self._version(index.name, index.version)
@@ -137,6 +173,8 @@ class Store:
         """Copy a release in, unless it is there; it is checked again once it is."""
         place = self.path / "releases" / release.id
         if place.is_dir():
+            with atomic.storage_errors(place):
+                os.utime(place)  # it is not left over
             return
         with atomic.new_folder(place) as folder:
             for path in release.folder.iterdir():

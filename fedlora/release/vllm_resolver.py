@@ -10,11 +10,12 @@ import asyncio
 import functools
 import logging
 import os
-import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from fedlora.errors import FedloraError, ReleaseError
+from fedlora.errors import ReleaseError, plain
 from fedlora.release.folder import Release
 from fedlora.release.home import puller
 from fedlora.release.registry_file import ENVIRONMENT, RegistryFile, registry_path
@@ -27,11 +28,17 @@ BASE_ENVIRONMENT = "FEDLORA_BASE_MODEL"
 """What releases call the base, where vLLM serves it from another path or under another name."""
 
 _LARGEST_ID = 2**31 - 1
+_AT_ONCE = 8
+"""Releases that are fetched at once."""
+_AGAIN_AFTER_S = 5.0
+"""Before a name that failed is asked for again."""
 _log = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """Fetches the releases that requests name, one at a time, off the event loop.
+    """Fetches the releases that requests name, off the event loop.
+
+    What failed is not asked for again at once: anybody may send requests, for names that are none.
 
     Args:
         pull: returns a verified release by ``NAME@ALIAS`` or ``NAME@RELEASE``.
@@ -39,7 +46,8 @@ class Fetcher:
 
     def __init__(self, pull: Callable[[str], Release]) -> None:
         self._pull = pull
-        self._one_at_a_time = threading.Lock()  # two pulls of a release would share a file
+        self._failed: dict[str, float] = {}
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fedlora")
 
     async def fetch(self, base_model: str, name: str) -> Release | None:
         """Return a release; None if the name is none of ours, or it cannot or may not be served.
@@ -50,20 +58,24 @@ class Fetcher:
             base_model: what vLLM serves, as its ``--model`` says.
             name: the model that a request names.
         """
-        if "@" not in name:
+        if "@" not in name or self._has_failed(name):
             return None
         try:
             parse(name)
-            release = await asyncio.to_thread(self._fetch, name)
+            loop = asyncio.get_running_loop()
+            release = await loop.run_in_executor(self._threads, self._pull, name)
             _require_base(release, os.environ.get(BASE_ENVIRONMENT) or base_model)
-        except FedloraError as error:
-            _log.warning("%s is not served: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request is answered with 404
+            self._failed[name] = time.monotonic()
+            _log.warning("%.100r is not served: %s", name, plain(str(error)))
             return None
         return release
 
-    def _fetch(self, name: str) -> Release:
-        with self._one_at_a_time:
-            return self._pull(name)
+    def _has_failed(self, name: str) -> bool:
+        """Whether a name failed a moment ago; who failed longer ago is forgotten."""
+        recent = time.monotonic() - _AGAIN_AFTER_S
+        self._failed = {each: at for each, at in self._failed.items() if at > recent}
+        return name in self._failed
 
 
 def id_of(release: Release) -> int:

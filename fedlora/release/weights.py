@@ -84,7 +84,7 @@ class Weights:
             changes: by the names of tensors, which may be of other files too.
 
         Raises:
-            ReleaseError: a changed weight is not finite.
+            ReleaseError: a weight leaves the range of its type.
             OSError: the file cannot be written.
         """
         with safe_open(self.path, framework="pt") as source, path.open("wb") as file:
@@ -94,10 +94,10 @@ class Weights:
                 for start, block in _blocks(source.get_slice(name), shape):
                     values = change.added_to(block, start) if change else block
                     rounded = values.to(dtype)
-                    if change and not rounded.isfinite().all():
+                    if (change or dtype != block.dtype) and not rounded.isfinite().all():
                         raise ReleaseError(
-                            f"{name}: with the adapter it leaves the range of {dtype}. Choose "
-                            "--dtype float32 or bfloat16."
+                            f"{name}: it leaves the range of {dtype}. Choose --dtype float32 or "
+                            "bfloat16."
                         )
                     file.write(raw(rounded))
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from fedlora import atomic
 from fedlora.errors import FedloraError
-from fedlora.release.folder import Release
 from fedlora.release.gates import judge
-from fedlora.release.manifest import Evaluation, Manifest
+from fedlora.release.manifest import Evaluation, Manifest, Origin
 from fedlora.release.publisher import Publisher
-from fedlora.release.source import Target, manifest_of
+from fedlora.release.source import manifest_of
 from fedlora.runtime.events import (
     Event,
     Observer,
@@ -26,12 +25,9 @@ from fedlora.runtime.events import (
 )
 from fedlora.runtime.publishing import draft
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.signing import Signer
 
 CANDIDATE = "candidate"
 """The alias of each release that a run publishes."""
-
-_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -44,14 +40,12 @@ class Publication:
 
     Args:
         run: what is played.
-        target: a store or a registry.
-        signer: the publishing key.
+        publisher: to a store or a registry.
         observe: is told what became of each release.
     """
 
     run: RunFolder
-    target: Target
-    signer: Signer
+    publisher: Publisher
     observe: Observer
 
     def observing(self, event: Event) -> None:
@@ -86,34 +80,35 @@ class Publication:
         return due and not recipe.federation.facts.personal and number not in self._published()
 
     def _publish(self, number: int) -> ReleasePublished:
-        gate, publisher = self.run.recipe().publish, Publisher(self.target, self.signer)
-        release = publish_run(self.run, publisher, number=number)
-        manifest = release.manifest
+        recipe = self.run.recipe()
+        gate, index = recipe.publish, self.publisher.index(recipe.name)
+        manifest = publish_run(self.run, self.publisher, number=number)
         reason = f"round {number} of {manifest.origin.rounds} of run {self.run.name}"
-        self._move(publisher, release, CANDIDATE, reason=reason)
+        self._move(manifest, CANDIDATE, expected=index.pointed(CANDIDATE), reason=reason)
         held_back = tuple(judge(manifest.evaluation, self._parents(manifest), gate))
-        if not held_back:
-            self._move(publisher, release, gate.promoted, reason=f"the gate holds: {reason}")
+        if not held_back:  # it was judged against what the alias pointed to
+            expected, reason = index.pointed(gate.promoted), f"the gate holds: {reason}"
+            self._move(manifest, gate.promoted, expected=expected, reason=reason)
         return ReleasePublished(
             round=number,
-            release=release.id,
+            release=manifest.release,
             promoted=None if held_back else gate.promoted,
             held_back=held_back,
         )
 
-    def _move(self, publisher: Publisher, release: Release, alias: str, *, reason: str) -> None:
-        name = release.manifest.name
-        before = publisher.index(name).pointed(alias)
-        if before != release.id:
-            cut = reason[:_LONGEST_REASON]
-            publisher.move(name, alias, release.id, expected=before, reason=cut)
+    def _move(self, manifest: Manifest, alias: str, *, expected: str | None, reason: str) -> None:
+        if manifest.release != expected:
+            self.publisher.move(
+                manifest.name, alias, manifest.release, expected=expected, reason=reason
+            )
 
     def _parents(self, manifest: Manifest) -> Evaluation | None:
         """Return the evaluation of the release that another follows, if it follows one."""
         parent = manifest.origin.parent
         if parent is None:
             return None
-        return manifest_of(self.target, parent, key=self.signer.public)[0].evaluation
+        source, key = self.publisher.target, self.publisher.key
+        return manifest_of(source, parent, name=manifest.name, key=key)[0].evaluation
 
     def _published(self) -> set[int]:
         return {json.loads(line)["round"] for line in self._lines()}
@@ -127,8 +122,10 @@ class Publication:
         return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
-def publish_run(run: RunFolder, publisher: Publisher, *, number: int | None = None) -> Release:
+def publish_run(run: RunFolder, publisher: Publisher, *, number: int | None = None) -> Manifest:
     """Draft, sign and publish a run's release; its parent is what the promoted alias points to.
+
+    What was published already stays as it is: another parent would make another release of it.
 
     Args:
         run: with a round that is complete.
@@ -146,4 +143,14 @@ def publish_run(run: RunFolder, publisher: Publisher, *, number: int | None = No
     parent = before if before and index.is_usable(before) else None
     with tempfile.TemporaryDirectory(prefix=".release-", dir=run.path) as place:
         folder = Path(place) / "release"
-        return publisher.publish(folder, draft(run, folder, number=number, parent=parent))
+        manifest = draft(run, folder, number=number, parent=parent)
+        for known in filter(index.is_usable, reversed(index.in_order)):
+            there, _ = manifest_of(publisher.target, known, name=recipe.name, key=publisher.key)
+            if _is_same(there.origin, manifest.origin):
+                return there
+        return publisher.publish(folder, manifest).manifest
+
+
+def _is_same(one: Origin, other: Origin) -> bool:
+    """Tell whether two releases are of the same round of the same run."""
+    return (one.run, one.round, one.recipe) == (other.run, other.round, other.recipe)

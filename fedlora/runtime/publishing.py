@@ -10,8 +10,7 @@ from fedlora.errors import RunError
 from fedlora.peft_folder import write_peft_files
 from fedlora.release.card import CARD, model_card
 from fedlora.release.folder import files_of
-from fedlora.release.index import stamp
-from fedlora.release.manifest import MANIFEST, Manifest
+from fedlora.release.manifest import MANIFEST, Manifest, stamp
 from fedlora.release.provenance import PROVENANCE, provenance
 from fedlora.runtime.release_facts import (
     Facts,

@@ -19,6 +19,7 @@ from fedlora.release.manifest import Manifest
 from fedlora.release.publisher import Publisher
 from fedlora.release.pull import Puller
 from fedlora.release.registry.client import RegistryClient
+from fedlora.release.seen import SEEN, Seen
 from fedlora.release.store import Store
 from fedlora.signing import PublicKey, Signer
 
@@ -64,7 +65,8 @@ def publish(target: str, key: str, *rest: str) -> None:
         else RegistryClient(target, key=signer.public)
     )
     print("begins", flush=True)
-    print(Publisher(where, signer).publish(Path(draft), what).id)
+    seen = Seen(Path(key).parent / SEEN)
+    print(Publisher(where, signer, seen=seen).publish(Path(draft), what).id)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from fedlora.release.store import Store, new_store
 from fedlora.runtime import simulation
 from fedlora.runtime.events import Event, PublicationFailed, ReleasePublished, RoundFinished
 from fedlora.runtime.plan import plan
-from fedlora.runtime.publication import Publication
+from fedlora.runtime.publication import Publication, publish_run
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.server.coordinator import Coordinator
 from fedlora.runtime.server.folder import ServerFolder
@@ -47,7 +47,7 @@ def play(recipe, folder: Path, scene: Scene, *, target=None) -> tuple[RunFolder,
     """Return a run that was played and published, and what was told of its releases."""
     told: list[Event] = []
     run = simulation.start(plan(recipe), runs=folder)
-    publication = Publication(run, target or scene.store, scene.signer, told.append)
+    publication = Publication(run, scene.publisher_at(target or scene.store), told.append)
     simulation.simulate(run, observe=publication.begin())
     return run, [each for each in told if isinstance(each, ReleasePublished | PublicationFailed)]
 
@@ -124,17 +124,48 @@ def test_what_a_stop_left_out_is_published_when_the_run_goes_on(small_recipe, tm
         if isinstance(event, RoundFinished) and event.record["round"] == 1:
             raise KeyboardInterrupt
 
-    publication = Publication(run, scene.store, scene.signer, stop)
+    publication = Publication(run, scene.publisher, stop)
     with pytest.raises(KeyboardInterrupt):
         simulation.simulate(run, observe=publication.begin())
     assert not run.releases.exists()
     told: list[Event] = []
-    again = Publication(run, scene.store, scene.signer, told.append)
+    again = Publication(run, scene.publisher, told.append)
     simulation.simulate(run, observe=again.begin())
     published = [each.round for each in told if isinstance(each, ReleasePublished)]
     assert published == [1, 2]
     again.begin()
     assert len(index_of(scene).releases) == 2
+
+
+def test_a_stop_after_the_promotion_makes_no_second_release(small_recipe, tmp_path, scene):
+    """Its parent would be itself; nor does a person's hand make one."""
+    run, (published,) = play(small_recipe(*EACH[1:]), tmp_path / "runs", scene)
+    run.releases.unlink()
+    told: list[Event] = []
+    Publication(run, scene.publisher, told.append).begin()
+    assert told == [published]
+    assert publish_run(run, scene.publisher).release == published.release
+    assert list(index_of(scene).releases) == [published.release]
+
+
+def test_what_somebody_else_promoted_meanwhile_stays(small_recipe, tmp_path, scene):
+    """A release is judged against what the alias pointed to then, and takes that one's place."""
+    _, (first,) = play(small_recipe(*EACH[1:]), tmp_path / "runs", scene)
+    off = "publish={margin: null, site_margin: null}"
+    _, (second,) = play(small_recipe(*EACH[1:], off, "seed=1"), tmp_path / "runs", scene)
+
+    class Meanwhile(Store):
+        def publish(self, folder: Path, envelope: bytes) -> None:
+            super().publish(folder, envelope)
+            move = scene.publisher.move
+            move("small", "production", first.release, expected=second.release, reason="mine")
+
+    target = Meanwhile(scene.store.path, key=scene.signer.public)
+    again = small_recipe(*EACH[1:], off, "seed=2")
+    _, (failed,) = play(again, tmp_path / "runs", scene, target=target)
+    assert isinstance(failed, PublicationFailed)
+    assert "somebody moved it meanwhile" in failed.reason
+    assert index_of(scene).target("production") == first.release
 
 
 def test_the_published_adapter_is_the_aggregator_s(small_recipe, tmp_path, scene):

@@ -13,7 +13,6 @@ from fedlora.adapter import AdapterState
 from fedlora.peft_folder import read_peft_folder
 from fedlora.release.folder import Release, verify
 from fedlora.release.home import ENVIRONMENT, target_of
-from fedlora.release.publisher import Publisher
 from fedlora.release.reference import unverified
 from fedlora.release.registry_file import RegistryFile
 from fedlora.runtime import simulation
@@ -89,7 +88,7 @@ def test_what_is_pulled_is_what_was_aggregated(run, scene, tmp_path, command_lin
             publisher=scene.signer.public.text, address=registry.address, ca_certificate=ca
         ).write(tmp_path / "registry.yaml")
         target, _ = target_of(tmp_path / "registry.yaml")
-        published = Publisher(target, scene.signer).publish(run.release, unverified(run.release))
+        published = scene.publisher_at(target).publish(run.release, unverified(run.release))
         told = "--registry", tmp_path / "registry.yaml", "--into", into
         assert command_line("adapters", "pull", "small", *told)[0] == 0
     pulled = verify(into, key=scene.signer.public)

@@ -48,7 +48,7 @@ class AdapterFolder:
             AdapterError: there is no adapter's configuration, or what should be safetensors is not.
         """
         options = read_options(path)
-        files = frozenset(each.name for each in path.iterdir())
+        files = frozenset(each.name for each in path.iterdir() if each.is_file())
         header = read_header(path / WEIGHTS) if WEIGHTS in files else {}
         try:
             tensors = {

@@ -213,8 +213,8 @@ def module_pattern(adapter: AdapterFolder, _: Options) -> str | None:
 def missing_layers(adapter: AdapterFolder, _: Options) -> str | None:
     """``layers_to_transform``, or a pattern that leaves out layers."""
     layers = frozenset().union(*adapter.kinds.values())
-    every = frozenset(range(max(layers) + 1)) if layers else frozenset()
-    found = [kind for kind, inside in adapter.kinds.items() if inside and inside != every]
+    every = max(layers, default=-1) + 1
+    found = [kind for kind, inside in adapter.kinds.items() if inside and len(inside) != every]
     return f"not all layers are adapted: {_some(found)} is missing in some" if found else None
 
 

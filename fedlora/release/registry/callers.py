@@ -27,8 +27,7 @@ from pydantic import Field, ValidationError
 from fedlora import atomic
 from fedlora.document import read_section, write_yaml
 from fedlora.errors import ReleaseError
-from fedlora.release.index import stamp
-from fedlora.release.manifest import Time
+from fedlora.release.manifest import Time, stamp
 from fedlora.sections import Digest, Name, Section
 
 Scope = Literal["read", "publish"]

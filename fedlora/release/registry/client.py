@@ -121,7 +121,7 @@ class RegistryClient:
             else:
                 return
 
-    def watch(self, name: str, *, after: int) -> Iterator[bytes]:
+    def watch(self, name: str, *, after: int) -> Iterator[bytes | None]:
         patience = _Patience(self._explained)
         while True:
             request = v1.WatchReleasesRequest(name=name, after_version=after)
@@ -134,6 +134,7 @@ class RegistryClient:
                 patience.wait(error)
             else:
                 patience = _Patience(self._explained)
+                yield None
                 time.sleep(_BETWEEN_WATCHES_S)
 
     def publish(self, folder: Path, envelope: bytes) -> None:

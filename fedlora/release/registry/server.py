@@ -92,6 +92,10 @@ class Server:
 
     async def __aenter__(self) -> Self:
         self._incoming = Incoming(self._store.path)
+        try:
+            self._store.sweep()
+        except ReleaseError as error:
+            self._tell(f"nothing is swept: {error}")
         self._server = grpc.aio.server(
             interceptors=[
                 Door(self._callers, limits=self._limits, store=self._store.path, tell=self._tell)

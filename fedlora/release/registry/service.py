@@ -10,8 +10,9 @@ from grpc import StatusCode
 
 from fedlora.registry.v1 import registry_pb2 as v1
 from fedlora.registry.v1.registry_pb2_grpc import RegistryServicer
+from fedlora.release.entries import Published
 from fedlora.release.folder import signed_manifest
-from fedlora.release.index import Index, Published
+from fedlora.release.index import Index
 from fedlora.release.manifest import Manifest
 from fedlora.release.registry.door import Context
 from fedlora.release.registry.incoming import Incoming, Upload

@@ -10,6 +10,8 @@ from fedlora.recipe import Recipe
 
 _HELD_OUT = "eval_loss_sum", "eval_tokens"
 _PUBLIC = "public_loss_sum", "public_tokens"
+_LARGEST_LOSS = 1e6
+"""Nats a token that are plausible: the surest wrong guess in float32 costs some 1e2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +32,13 @@ class Measured:
 
         Raises:
             InspectionError: a metric is none that a site may tell, or not finite.
-            WireError: one is missing, or there are no tokens that it could be of.
+            WireError: one is missing, there are no tokens that it could be of, or it is no loss.
         """
         values = inspect_metrics(metrics, unit=self.recipe.privacy.unit)
         if self.round in self.recipe.federation.evaluated_rounds:
             self.held_out[site] = _pair(values, _HELD_OUT)
         if values.keys() & set(_PUBLIC):
-            measured = _pair(values, _PUBLIC)
-            if measured[1] < 1:
-                raise WireError(f"public_tokens is {measured[1]:g}: the public text has none.")
-            self.public[site] = measured
+            self.public[site] = _pair(values, _PUBLIC)
 
     def facts(self) -> dict[str, Any]:
         """Return what the round's record says of it."""
@@ -54,4 +53,9 @@ def _pair(values: Mapping[str, int | float], names: tuple[str, str]) -> list[flo
     missing = [name for name in names if name not in values]
     if missing:
         raise WireError(f"The reply holds no metric {missing[0]}.")
-    return [float(values[name]) for name in names]
+    loss_sum, tokens = (float(values[name]) for name in names)
+    if tokens < 1:
+        raise WireError(f"{names[1]} is {tokens:g}: at least 1 was expected.")
+    if abs(loss_sum) > _LARGEST_LOSS * tokens:
+        raise WireError(f"{names[0]} is {loss_sum:g} over {tokens:g} tokens, which is no loss.")
+    return [loss_sum, tokens]

@@ -18,7 +18,7 @@ import httpx
 from flwr.supercore.run import RunNotRunningException
 
 from fedlora.errors import FedloraError, RunError
-from fedlora.release.home import target_of
+from fedlora.release import home
 from fedlora.runtime.aggregator import directory as aggregator
 from fedlora.runtime.aggregator.evidence_receipts import EvidenceReceipts
 from fedlora.runtime.aggregator.server import serve
@@ -159,11 +159,11 @@ class Coordinator:
             return observe
         try:
             signer = Signer.load(self.folder.publisher_key)
-            target, _ = target_of(self.folder.store)
+            publisher = home.publisher(self.folder.store, signer, memory=self.folder.state)
         except FedloraError as error:
             log.warn("nothing is published", run=run.name, reason=str(error))
             return observe
-        return Publication(run, target, signer, observe).begin()
+        return Publication(run, publisher, observe).begin()
 
     def _directory(self) -> aggregator.Directory:
         directory = Directory(self.folder)

@@ -50,10 +50,31 @@ def test_one_site_holds_a_release_back():
     """The mean may fall while one site pays for it; a site that is new counts from the base."""
     before = measured(2.5, sites={NORTH: 2.4})
     now = measured(2.3, sites={NORTH: 2.51, SOUTH: 3.2})
-    north, south = judge(now, before, gate(site_margin=0.1))
+    north, south = judge(now, before, gate(site_margin=0.1, margin=None))
     assert f"the loss at {NORTH} is 2.5100" in north
     assert f"the loss at {SOUTH} is 3.2000" in south
-    assert judge(now, before, gate(site_margin=None)) == []
+    assert judge(now, before, gate(site_margin=None, margin=None)) == []
+
+
+def test_the_mean_is_over_the_sites_that_measured_both():
+    """Who takes part changes the mean of all without any change of the adapter."""
+    before = measured(2.0, sites={NORTH: 1.0, SOUTH: 3.0})
+    (worse,) = judge(measured(1.9, sites={NORTH: 1.9}), before, gate(site_margin=None))
+    assert "the held-out loss is 1.9000 nats a token, which is 0.9000 above its parent's" in worse
+    assert judge(measured(2.9, sites={SOUTH: 2.9}), before, gate()) == []
+    other = measured(3.1, sites={"site-00000000000c": 3.1})
+    (reason,) = judge(other, before, gate(site_margin=None))
+    assert "above the base's" in reason
+
+
+def test_small_steps_for_the_worse_do_not_add_up():
+    """Beyond the margin above the base: a parent that is worse than the base is no excuse."""
+    bound = gate(margin=0.1, site_margin=0.1)
+    before = measured(3.09, sites={NORTH: 3.09})
+    assert judge(measured(3.08, sites={NORTH: 3.1}), before, bound) == []
+    whole, north = judge(measured(3.15, sites={NORTH: 3.15}), before, bound)
+    assert "above the base's" in whole
+    assert "above the base's" in north
 
 
 def test_forgetting_is_held_against_the_base():

@@ -332,6 +332,29 @@ def test_a_weight_that_leaves_its_types_range_is_refused(released, tmp_path):
     refused(release, EMBEDDED, tmp_path / "merged", reason, dtype=torch.float16)
 
 
+def test_a_weight_that_is_not_adapted_keeps_its_types_range_too(tiny, released, tmp_path):
+    """It is rounded as well, where another type is asked for."""
+    base = copy_of(tiny[0], tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][0] = 1e5
+    save_file(tensors, base / "model.safetensors")
+    refused(
+        released(tiny[1], base),
+        base,
+        tmp_path / "merged",
+        "model.norm.weight: it leaves the range of torch.float16",
+        dtype=torch.float16,
+    )
+
+
+def test_a_base_s_file_that_no_release_can_hold_is_refused(tiny, released, tmp_path, monkeypatch):
+    """Before the weights are written, which takes long."""
+    base = copy_of(tiny[0], tmp_path / "base")
+    (base / "my notes.txt").write_text("x", encoding="utf-8")
+    monkeypatch.setattr("fedlora.release.weights.Weights.write", None)
+    refused(released(tiny[1], base), base, tmp_path / "merged", "my notes.txt: a release's files")
+
+
 def test_nothing_is_overwritten_and_nothing_half_written_stays(
     tiny, released, tmp_path, small_disk, monkeypatch
 ):

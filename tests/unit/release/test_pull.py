@@ -15,7 +15,7 @@ from fedlora.release.folder import verify
 from fedlora.release.index import LIFETIME
 from fedlora.release.pull import Puller
 from fedlora.release.store import Store
-from simulations.published import Scene, adapter
+from simulations.published import Scene, adapter, manifest_of
 
 
 @pytest.fixture
@@ -161,6 +161,25 @@ def test_another_release_than_the_one_asked_for_is_refused(scene: Scene) -> None
 
     with pytest.raises(ReleaseError, match=f"{first.id[:12]} came"):
         puller.pull("demo")
+
+
+def test_a_name_that_lists_another_s_release_is_refused(scene: Scene, tmp_path: Path) -> None:
+    """As if its publisher had been made to list it; nothing of it is good here."""
+    folder = scene.draft(seed=1)
+    other = scene.publisher.publish(folder, manifest_of(folder, name="other"))
+    scene.publish()
+    index = scene.publisher.index("demo").published(other.id, now=scene.now)
+    path = scene.store.path / "index" / "demo" / f"{index.version:08}.json"
+    path.write_bytes(index.seal(scene.signer))
+
+    for into in (None, tmp_path / "release"):
+        with pytest.raises(ReleaseError, match="which is a release of other"):
+            scene.puller.pull("demo", into=into)
+    with pytest.raises(ReleaseError, match="which is a release of other"):
+        scene.puller.manifest("demo")
+    assert scene.puller.pull("other", into=tmp_path / "release").id == other.id
+    with pytest.raises(ReleaseError, match="which is a release of other"):
+        scene.puller.pull("demo", into=tmp_path / "release")
 
 
 def test_an_older_index_is_refused(scene: Scene) -> None:

@@ -164,17 +164,12 @@ def test_merged_models_are_no_adapters(
 
 
 def test_the_event_loop_goes_on_while_a_release_is_fetched(scene: Scene) -> None:
-    """And of two requests at once, one fetches after the other."""
+    """And a request for one name does not wait for another's."""
     release, fetching, go_on = scene.publish(), threading.Event(), threading.Event()
-    running: list[int] = []
-    most: list[int] = []
 
     def slow_pull(_: str) -> Release:
-        running.append(1)
-        most.append(len(running))
         fetching.set()
         assert go_on.wait(timeout=30)
-        running.pop()
         return release
 
     async def serve() -> list[Release | None]:
@@ -185,7 +180,23 @@ def test_the_event_loop_goes_on_while_a_release_is_fetched(scene: Scene) -> None
         return list(await asyncio.gather(*tasks))
 
     assert asyncio.run(serve()) == [release, release]
-    assert most == [1, 1]
+
+
+def test_a_name_that_failed_is_not_asked_for_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody may send requests; whatever goes wrong is a 404, and a line that is one line."""
+    asked: list[str] = []
+
+    def failing(name: str) -> Release:
+        asked.append(name)
+        raise OSError("the disk\nis odd")
+
+    fetcher = Fetcher(failing)
+    for _ in range(3):
+        assert asyncio.run(fetcher.fetch("embedded", "demo@latest")) is None
+    assert asyncio.run(fetcher.fetch("embedded", "x\nforged@" + "y" * 10**6)) is None
+    assert asked == ["demo@latest"]
+    assert len(caplog.text) < 2_000
+    assert "\nforged" not in caplog.text
 
 
 def test_nothing_is_registered_where_no_registry_is_named(

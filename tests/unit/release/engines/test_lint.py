@@ -191,6 +191,15 @@ def test_odd_values_are_no_crash(key: str, value: object, tmp_path: Path) -> Non
     assert set(verdicts(report)) <= {R, X, W, L}
 
 
+def test_a_layer_s_number_takes_no_memory(tmp_path: Path) -> None:
+    """A small file of a stranger's can name any."""
+    layer = 10**15
+    case = Case((), modules={f"model.layers.{layer}.self_attn.q_proj": (8, 8)})
+    report = lint(made(case, tmp_path / "adapter"), options=Options())
+
+    assert "not all layers are adapted" in " ".join(finding.found for finding in report.findings)
+
+
 def test_a_strangers_text_is_no_control_code(tmp_path: Path) -> None:
     """A terminal that prints the report does what its owner wants."""
     escape = "\x1b]0;owned\x07"

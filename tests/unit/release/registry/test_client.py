@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from fedlora.errors import ReleaseError
-from fedlora.release.publisher import Publisher
 from fedlora.release.pull import Puller
 from fedlora.release.registry import client as module
 from fedlora.release.registry.client import RegistryClient
@@ -66,7 +65,7 @@ def test_an_upload_that_broke_is_sent_again(scene: Scene) -> None:
         Line(running.address, cuts=[5 * 2**20]) as line,
         RegistryClient(line.address, key=scene.signer.public) as client,
     ):
-        release = Publisher(client, scene.signer).publish(folder, manifest_of(folder))
+        release = scene.publisher_at(client).publish(folder, manifest_of(folder))
     assert line.connections == 2
     assert scene.publisher.index("demo").in_order == [release.id]
 
@@ -79,7 +78,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_stays(scene: Scene, small_disk)
         served(scene.store) as running,
         RegistryClient(running.address, key=scene.signer.public) as client,
     ):
-        publisher = Publisher(client, scene.signer)
+        publisher = scene.publisher_at(client)
         with (
             small_disk(2**20),
             pytest.raises(ReleaseError, match=r"cannot be written.*FAILED_PRECONDITION"),
@@ -103,7 +102,7 @@ def test_a_registry_that_restarts_is_waited_for(scene: Scene) -> None:
             next(watched)
         scene.publisher.renew("demo")
         with served(scene.store, address=address):
-            assert next(watched) == scene.store.index("demo")
+            assert next(filter(None, watched)) == scene.store.index("demo")
             assert client.names() == ["demo"]
         watched.close()
 

@@ -14,7 +14,6 @@ from fedlora.errors import ReleaseError
 from fedlora.registry.v1 import registry_pb2 as v1
 from fedlora.registry.v1.registry_pb2 import DESCRIPTOR
 from fedlora.registry.v1.registry_pb2_grpc import RegistryStub
-from fedlora.release.publisher import Publisher
 from fedlora.release.registry import client as client_module
 from fedlora.release.registry.callers import Callers, CallersFile
 from fedlora.release.registry.client import Identity, RegistryClient
@@ -120,7 +119,7 @@ def test_a_publisher_s_token_publishes_and_reads(scene: Scene, callers: CallersF
         served(scene.store, callers=callers) as running,
         RegistryClient(running.address, key=scene.signer.public, token=PUBLISHER) as client,
     ):
-        Publisher(client, scene.signer).publish(scene.draft(), manifest_of(scene.draft()))
+        scene.publisher_at(client).publish(scene.draft(), manifest_of(scene.draft()))
         assert client.names() == ["demo"]
     assert {line.get("caller", "publisher") for line in running.lines} == {"publisher"}
 
