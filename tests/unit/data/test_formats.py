@@ -122,7 +122,8 @@ def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path: Path) -
         ("a.csv", "text\na,b\n", "a.csv, line 2", "1 columns"),
         ("a.csv", 'text\n"a" b\n', "a.csv, line 2", "not valid CSV"),
         ("a.csv", "text,text\na,b\n", "a.csv, line 1", "same name"),
-        ("a.parquet", "x", "a.parquet", ".jsonl, .json, .csv, .txt, .md"),
+        ("a.xlsx", "x", "a.xlsx", ".jsonl, .json, .csv, .parquet, .txt, .md"),
+        ("a.parquet", "x", "a.parquet", "cannot be read as Parquet"),
     ],
 )
 def test_broken_files_are_refused_with_their_place(
@@ -142,7 +143,7 @@ def test_broken_files_are_refused_with_their_place(
         ([{"role": "user", "content": PRIVATE}, {"role": "assistant", "content": ""}], "turn 2"),
         (
             [{"role": PRIVATE, "content": "x"}],
-            "turn 1: the role is none of system, user, assistant",
+            "turn 1: the role is none of system, user, human, assistant, gpt",
         ),
         ([{"role": "assistant", "content": [PRIVATE]}], "content must be a string"),
         ([{"role": "assistant", "text": PRIVATE}], "content is missing; there are role, text"),
