@@ -1,4 +1,4 @@
-"""Which files a dataset is: a file, a folder, a split of either's files, or a data set of the Hub."""
+"""Which files a dataset is: one, those of a folder or its split, or those of one on the Hub."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -6,6 +6,8 @@ from fedlora.data.readers import RawRow
 from fedlora.data.values import optional_string, string
 from fedlora.errors import RowError
 
+_Turns = tuple[Turn, ...]
+
 
 def preference(row: RawRow) -> Preference:
     """Return a prompt with the answer that is preferred and the one that is not.
@@ -18,45 +20,7 @@ def preference(row: RawRow) -> Preference:
     Raises:
         RowError: it is none of these, or the two differ in more than the last turn, or in nothing.
     """
-    where, values = row.where, row.values
-    if not isinstance(values.get("chosen"), list):
-        system = optional_string(values, "system", where=where)
-        asked = Turn("user", string(values, "prompt", where=where))
-        prompt = (Turn("system", system), asked) if system else (asked,)
-        chosen, rejected = (
-            (Turn("assistant", string(values, key, where=where, filled=True)),)
-            for key in ("chosen", "rejected")
-        )
-    else:
-        chosen, rejected = (
-            turns(values.get(key), key, where=where) for key in ("chosen", "rejected")
-        )
-        if isinstance(values.get("prompt"), list):
-            prompt = turns(values["prompt"], "prompt", where=where)
-        else:
-            common = _common(chosen, rejected)
-            prompt, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
-    return _pair(row, prompt, chosen, rejected)
-
-
-def text_label(row: RawRow) -> Labelled:
-    """Return a text with its label: a name, or a whole number, which is written out.
-
-    Raises:
-        RowError: it is neither, or there is no text.
-    """
-    label = row.values.get("label")
-    if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
-        raise RowError(row.where, "label must be a name or a whole number. Correct the row.")
-    if isinstance(label, int) and label < 0:
-        raise RowError(row.where, "label is negative, which means none. Remove the row.")
-    text = string(row.values, "text", where=row.where, filled=True)
-    return Labelled(text, str(label).strip(), where=row.where)
-
-
-def _pair(
-    row: RawRow, prompt: tuple[Turn, ...], chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]
-) -> Preference:
+    prompt, chosen, rejected = _written(row)
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         if len(answer) != 1 or answer[0].role != "assistant":
             raise RowError(
@@ -75,7 +39,36 @@ def _pair(
     return Preference(tuple(map(only_read, prompt)), chosen[0], rejected[0], where=row.where)
 
 
-def _common(one: tuple[Turn, ...], other: tuple[Turn, ...]) -> int:
-    """Return how many turns both begin with; the last of either is never among them."""
-    most = min(len(one), len(other)) - 1
-    return next((i for i in range(most) if one[i] != other[i]), max(most, 0))
+def text_label(row: RawRow) -> Labelled:
+    """Return a text with its label: a name, or a whole number, which is written out.
+
+    Raises:
+        RowError: it is neither, or there is no text.
+    """
+    label = row.values.get("label")
+    if isinstance(label, bool) or not isinstance(label, (str, int)) or not str(label).strip():
+        raise RowError(row.where, "label must be a name or a whole number. Correct the row.")
+    if isinstance(label, int) and label < 0:
+        raise RowError(row.where, "label is negative, which means none. Remove the row.")
+    text = string(row.values, "text", where=row.where, filled=True)
+    return Labelled(text, str(label).strip(), where=row.where)
+
+
+def _written(row: RawRow) -> tuple[_Turns, _Turns, _Turns]:
+    """Return prompt, chosen and rejected turns as they are written, checked no further."""
+    where, values = row.where, row.values
+    if not isinstance(values.get("chosen"), list):
+        system = optional_string(values, "system", where=where)
+        asked = Turn("user", string(values, "prompt", where=where))
+        prompt: _Turns = (Turn("system", system), asked) if system else (asked,)
+        chosen, rejected = (
+            (Turn("assistant", string(values, key, where=where, filled=True)),)
+            for key in ("chosen", "rejected")
+        )
+        return prompt, chosen, rejected
+    one, other = (turns(values.get(key), key, where=where) for key in ("chosen", "rejected"))
+    if isinstance(values.get("prompt"), list):
+        return turns(values["prompt"], "prompt", where=where), one, other
+    most = max(0, min(len(one), len(other)) - 1)  # the last of either is an answer
+    shared = next((place for place in range(most) if one[place] != other[place]), most)
+    return one[:shared], one[shared:], other[shared:]

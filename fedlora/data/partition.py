@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
 from fedlora.data.examples import Row
 from fedlora.data.files import files_of
 from fedlora.data.formats import Rows, read_dataset
@@ -70,7 +71,9 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
         owned = [o for o in owned if int(_draw(o[0], f"{recipe.seed}/deal") * count) == place]
     elif not labelled:
         deal = random.Random(f"{recipe.seed}/deal")
-        distinct = list(dict.fromkeys(row for row, _ in owned))  # copies go to one site, all of them
+        distinct = list(
+            dict.fromkeys(row for row, _ in owned)
+        )  # copies go to one site, all of them
         order = deal.sample(range(len(distinct)), len(distinct))
         own = order[recipe.site_names.index(site) :: len(recipe.site_names)]
         mine = {distinct[index] for index in own}

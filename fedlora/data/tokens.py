@@ -58,10 +58,11 @@ def tokenize(
 ) -> TokenizedExample:
     """Render an example as the base model's chat template wants it and mark what is learned.
 
-    Learned are the assistant turns that are to be, each with the token that ends it, or all tokens of plain text
-    with the end-of-sequence token after them. Where the assistant turns begin and end is known
-    from the template's ``{% generation %}`` markers. Without markers it is found by rendering the
-    conversation up to each turn; white space that the template puts after a turn is not learned.
+    Learned are the assistant turns (``Turn.learned``), each with the token that ends it, or all
+    tokens of plain text with the end-of-sequence token after them. Where the assistant turns begin
+    and end is known from the template's ``{% generation %}`` markers. Without markers it is found
+    by rendering the conversation up to each turn; white space that the template puts after a turn
+    is not learned.
 
     Without a chat template the turns stand one a line, and the end-of-sequence token ends each
     assistant turn.

@@ -17,6 +17,10 @@ class Tokenized(Protocol):
         """What its place among rows of like length goes by."""
 
     @property
+    def excess(self) -> int:
+        """Tokens that were cut off because it was too long."""
+
+    @property
     def ids(self) -> Hashable:
         """What tells it from other rows; JSON can hold it, too."""
 
