@@ -25,6 +25,7 @@ class Tokenizer(Protocol):
     def bos_token_id(self) -> Any: ...  # noqa: ANN401 - untyped there: a number or None
     def get_chat_template(self) -> str: ...
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...  # noqa: ANN401 - as there
+    def decode(self, token_ids: Any, **options: Any) -> Any: ...  # noqa: ANN401 - as there
     def __call__(self, text: Any, **options: Any) -> Any: ...  # noqa: ANN401 - as there
 
 
@@ -51,6 +52,11 @@ class TokenizedExample:
     def ids(self) -> tuple[int, ...]:
         """What tells it from other rows."""
         return self.input_ids
+
+    @property
+    def sequences(self) -> "tuple[TokenizedExample]":
+        """The sequences that it is read as: itself."""
+        return (self,)
 
 
 def tokenize(

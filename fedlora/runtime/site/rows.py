@@ -19,6 +19,8 @@ class PreparedRows:
     rows: Sequence[Tokenized]
     places: Sequence[int]
     """Of each of them, its place among those that were given."""
+    lengths: Sequence[int]
+    """Tokens of all rows that can be learned from, before any are cut or left out."""
     cut: int
     """How many of them lost tokens to ``sequence_len``."""
     dropped: int
@@ -51,6 +53,7 @@ def prepare(
     objective, strategy = objective_of(recipe), recipe.excess_length_strategy
     kept: list[Tokenized] = []
     places: list[int] = []
+    lengths: list[int] = []
     cut = dropped = 0
     for place, row in enumerate(rows):
         try:
@@ -59,13 +62,14 @@ def prepare(
         except RowError as error:
             on_problem(error)
             continue
+        lengths.append(tokens.length + tokens.excess)
         if tokens.excess and strategy == "drop":
             dropped += 1
             continue
         cut += tokens.excess > 0
         kept.append(tokens)
         places.append(place)
-    return PreparedRows(rows=kept, places=places, cut=cut, dropped=dropped)
+    return PreparedRows(rows=kept, places=places, lengths=lengths, cut=cut, dropped=dropped)
 
 
 def tell_of_excess(
