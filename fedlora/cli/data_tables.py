@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.data.tokens import Tokenizer
+from fedlora.data.tokens import Tokenizer, marks_answers
 from fedlora.recipe import Recipe
 from fedlora.runtime.data_check import DataReport, pieces
 from fedlora.runtime.reports.format import counted
@@ -57,9 +57,8 @@ def print_sample(reports: Iterable[DataReport], tokenizer: Tokenizer) -> None:
     found = next((report for report in reports if report.rows), None)
     if found is None:
         return
-    markers = "generation" in str(tokenizer.chat_template or "")
-    template = "with markers" if markers else "without markers"
-    named = f"chat template {template}" if tokenizer.chat_template else "no chat template"
+    markers = "with" if marks_answers(tokenizer) else "without"
+    named = f"chat template {markers} markers" if tokenizer.chat_template else "no chat template"
     row = found.prepared.rows[0]
     title = f"{found.rows[0].where}, {named}; learned is what stands in ⟦brackets⟧:"
     _console.print(Text(title, style="bold"))

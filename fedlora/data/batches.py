@@ -133,14 +133,20 @@ def _drawn(order: Sequence[int], weights: Sequence[float], generator: random.Ran
 
     This is systematic sampling: equal steps along the weights, laid end to end, from a start by
     chance. Rows of one weight lie together, so that their number, too, is off by less than one.
+    The visits of a row are spread evenly over the epoch.
     """
     order = sorted(order, key=weights.__getitem__)
     ends = list(accumulate(weights[row] for row in order))
     start, step, last = generator.random(), ends[-1] / len(order), len(order) - 1
     places = (bisect_right(ends, (start + number) * step) for number in range(len(order)))
-    drawn = [order[min(place, last)] for place in places]
-    generator.shuffle(drawn)
-    return drawn
+    visits = Counter(order[min(place, last)] for place in places)
+    spread = [
+        ((visit + begin) / count, row)
+        for row, count in visits.items()
+        for begin in [generator.random()]
+        for visit in range(count)
+    ]
+    return [row for _, row in sorted(spread)]
 
 
 def _by_length(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:

@@ -109,6 +109,11 @@ def tokenize(
     )
 
 
+def marks_answers(tokenizer: Tokenizer) -> bool:
+    """Tell whether the chat template says itself, by its markers, where answers begin and end."""
+    return bool(tokenizer.chat_template and _MARKER.search(tokenizer.get_chat_template()))
+
+
 def _join(example: Example, *, eos: str) -> tuple[str, list[_Span]]:
     """Return the turns as plain text with the spans of characters that are learned."""
     text, spans = "", []
@@ -124,7 +129,7 @@ def _join(example: Example, *, eos: str) -> tuple[str, list[_Span]]:
 
 
 def _render_chat(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    if not _MARKER.search(tokenizer.get_chat_template()):
+    if not marks_answers(tokenizer):
         text, spans = _find_answers(example, tokenizer)
         return _mark(tokenizer, text, spans=spans, add_special_tokens=False)
     rendered: Mapping[str, Sequence[int]] = _apply_template(

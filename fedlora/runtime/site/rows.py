@@ -99,6 +99,6 @@ def _require_fit(row: Row, tokens: Tokenized, recipe: Recipe) -> None:
     if tokens.excess and recipe.excess_length_strategy == "raise":
         raise RowError(
             row.where,
-            f"it has {tokens.excess} tokens more than sequence_len, {recipe.sequence_len}. Raise "
-            "that, shorten the row, or set excess_length_strategy: truncate or drop.",
+            f"it is longer than sequence_len, {recipe.sequence_len}. Raise that, shorten the row, "
+            "or set excess_length_strategy: truncate or drop.",
         )
