@@ -5,6 +5,7 @@
     FedloraError
     ├── RecipeError        a recipe key is unknown, of the wrong type, or in conflict with another
     ├── DataError          a data file is missing, empty, broken, or of no known format
+    │   └── RowError       one row of it cannot be learned from; the rows after it may
     ├── BaseModelError     a base model is not there, or cannot carry the adapter asked for
     ├── AdapterError       an adapter's tensors are not what its specification says
     ├── WireError          bytes from the network are not the adapter that was expected
@@ -41,6 +42,17 @@ class RecipeError(FedloraError):
 
 class DataError(FedloraError):
     """A data file is missing, empty, broken, or of no known format."""
+
+
+class RowError(DataError):
+    """One row cannot be learned from; those after it may."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.where = where
+        """Place of the row, such as ``notes.jsonl, line 3``."""
+        self.reason = reason
+        """What is wrong and what to do, without a value of the row's."""
 
 
 class BaseModelError(FedloraError):

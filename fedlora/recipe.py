@@ -25,6 +25,7 @@ from fedlora.sections import (
     Simulation,
     TrainingKeys,
     Wire,
+    require_no_mixture,
 )
 
 _PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -134,6 +135,13 @@ class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last c
                 "lora_dropout draws from a generator whose seed can be guessed, which "
                 "privacy.unit: example forbids: set it to 0"
             )
+        if self.privacy.unit == "example":
+            require_no_mixture(self.datasets)
+            if self.excess_length_strategy == "raise":
+                raise ValueError(
+                    "excess_length_strategy: raise ends a run over one long record, which tells of "
+                    "it, and privacy.unit: example forbids that: take truncate or drop"
+                )
         if self.privacy.unit == "client" and self.wire.compress:
             raise ValueError(
                 "with wire.compress the size of an update tells of its values, which "

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fedlora import __version__
-from fedlora.cli import adapters, client, privacy, recipe, registry, server
+from fedlora.cli import adapters, client, data, privacy, recipe, registry, server
 from fedlora.cli.chat import chat
 from fedlora.cli.simulate import simulate
 from fedlora.errors import FedloraError, plain
@@ -23,6 +23,7 @@ app.command()(simulate)
 app.command()(chat)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(client.app, name="client")
+app.add_typer(data.app, name="data")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(registry.app, name="registry")

@@ -1,10 +1,12 @@
 """Batches of examples of like length, the same for every run that asks for the same step."""
 
 import random
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import cycle, islice
+from itertools import accumulate, cycle, islice
 
 import torch
 from torch import Tensor
@@ -52,34 +54,106 @@ def collate(
     return Batch(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
 
 
-def rows_of_step(lengths: Sequence[int], *, batch_size: int, seed: str, step: int) -> list[int]:
+def rows_of_step(
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    seed: str,
+    step: int,
+    weights: Sequence[float] | None = None,
+) -> list[int]:
     """Return which rows make batch ``step`` (from 0) of an endless stream of epochs.
 
     Guarantees:
         The answer depends on the arguments alone, so that a resumed run sees the same batches.
-        A batch has exactly ``batch_size`` rows. An epoch is a new shuffle that visits no row
-        twice; the ``len(lengths) % batch_size`` rows at its end are left out of it. With fewer
-        rows than ``batch_size``, each batch has all of them and repeats some.
+        A batch has exactly ``batch_size`` rows. An epoch has as many rows as there are, but for
+        the ``len(lengths) % batch_size`` at its end, which are left out of it. With fewer rows than
+        ``batch_size``, each batch has all of them and repeats some.
+
+        Without weights an epoch is a new shuffle that visits no row twice. With them it visits each
+        row, and all rows of a weight together, as often as their share of the weights says, rounded
+        up or down by chance.
 
     Args:
         lengths: length of each row in tokens; batches are made of rows of like length.
         batch_size: rows in a batch.
         seed: names the stream.
         step: the batch, from 0.
+        weights: how often each row is visited, relative to the others.
     """
     epoch, index = divmod(step, max(1, len(lengths) // batch_size))
-    return list(_epoch(tuple(lengths), batch_size=batch_size, seed=f"{seed}/{epoch}")[index])
+    batches = _epoch(
+        tuple(lengths),
+        weights=tuple(weights) if weights else None,
+        batch_size=batch_size,
+        seed=f"{seed}/{epoch}",
+    )
+    return list(batches[index])
+
+
+def mixture(sources: Sequence[Hashable], shares: Mapping[Hashable, float | None]) -> list[float]:
+    """Return a weight for each row, so that each source has its share of what is visited.
+
+    Args:
+        sources: where each row comes from.
+        shares: of each source, relative to the others; with none, a source counts by its rows.
+
+    Returns:
+        Weights whose mean is 1.
+    """
+    counts = Counter(sources)
+    total = sum(shares[source] or counts[source] for source in counts)
+    of_row = {
+        source: (shares[source] or count) * len(sources) / (count * total)
+        for source, count in counts.items()
+    }
+    return [of_row[source] for source in sources]
 
 
 @lru_cache(maxsize=64)  # sites of a simulation take turns
-def _epoch(lengths: tuple[int, ...], *, batch_size: int, seed: str) -> list[list[int]]:
+def _epoch(
+    lengths: tuple[int, ...], *, weights: tuple[float, ...] | None, batch_size: int, seed: str
+) -> list[list[int]]:
     generator = random.Random(seed)
     order = generator.sample(range(len(lengths)), len(lengths))
+    if weights:
+        order = _drawn(order, weights, generator)
     count = max(1, len(order) // batch_size)
     order = list(islice(cycle(order), count * batch_size))
     batches = []
     for start in range(0, len(order), _GROUP * batch_size):
-        group = sorted(order[start : start + _GROUP * batch_size], key=lengths.__getitem__)
+        group = _by_length(order[start : start + _GROUP * batch_size], lengths)
         batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
     generator.shuffle(batches)
     return batches
+
+
+def _drawn(order: Sequence[int], weights: Sequence[float], generator: random.Random) -> list[int]:
+    """Return as many rows as there are in ``order``, each as often as its weight says.
+
+    This is systematic sampling: equal steps along the weights, laid end to end, from a start by
+    chance. Rows of one weight lie together, so that their number, too, is off by less than one.
+    The visits of a row are spread evenly over the epoch.
+    """
+    order = sorted(order, key=weights.__getitem__)
+    ends = list(accumulate(weights[row] for row in order))
+    start, step, last = generator.random(), ends[-1] / len(order), len(order) - 1
+    places = (bisect_right(ends, (start + number) * step) for number in range(len(order)))
+    visits = Counter(order[min(place, last)] for place in places)
+    spread = [
+        ((visit + begin) / count, row)
+        for row, count in visits.items()
+        for begin in [generator.random()]
+        for visit in range(count)
+    ]
+    return [row for _, row in sorted(spread)]
+
+
+def _by_length(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """Return rows in order of length; a row that is there again comes after all others' first."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for row in rows:
+        turns.append((seen[row], lengths[row], row))
+        seen[row] += 1
+    return [row for _, _, row in sorted(turns, key=lambda turn: turn[:2])]

@@ -17,11 +17,13 @@ class Turn:
     role: Role
     """``text`` for text that is no conversation; it stands alone then."""
     content: str
+    learned: bool = True
+    """Whether what an assistant says is learned, not only read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation with at least one assistant turn, or one turn of plain text."""
+    """A conversation with at least one assistant turn to learn, or one turn of plain text."""
 
     turns: tuple[Turn, ...]
     where: str = field(default="", compare=False)
@@ -75,5 +77,5 @@ class Labelled:
 Row: TypeAlias = Example | Preference | Labelled
 
 
-def _plain(turns: tuple[Turn, ...]) -> list[tuple[str, str]]:
-    return [(turn.role, turn.content) for turn in turns]
+def _plain(turns: tuple[Turn, ...]) -> list[tuple[str, ...]]:
+    return [(t.role, t.content) if t.learned else (t.role, t.content, "read") for t in turns]

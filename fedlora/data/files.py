@@ -1,188 +1,164 @@
-"""Rows as they stand in files: each a mapping of keys to values, with the place it came from.
+"""Which files a dataset is: one, those of a folder or its split, or those of one on the Hub."""
 
-Errors name file, line and key but never a value: the values are private data.
-"""
-
-import csv
-import io
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from fedlora.data.hub import fetched
+from fedlora.data.readers import READERS, unreadable
 from fedlora.errors import DataError
+from fedlora.sections import Dataset
 
-_PASSAGE = 1000
-"""Characters up to which the paragraphs of a text file are joined: about 250 to 400 tokens."""
+_SUFFIXES = ", ".join(READERS)
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_TABLES = (".parquet", ".jsonl", ".json", ".csv", ".txt")
+"""Suffixes of a Hub data set's files, from the kind that says most of its values to the least."""
+_CARD = "readme.md"
+_DESCRIPTIONS = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json"}
+)
+"""Files that describe a data set; the Hub passes over them, too."""
+_SYNONYMS = {
+    "training": "train",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """One row before its format is known."""
+def files_of(dataset: Dataset) -> list[Path]:
+    """Return the files of a dataset, in sorted order; what is on the Hub is fetched.
 
-    where: str
-    """Its place, such as ``notes.jsonl, line 3``."""
-    values: Mapping[str, Any]
+    In a folder hidden files and files with other suffixes are passed over, and so are those that
+    describe a data set (``dataset_info.json``; ``README.md`` beside files of rows).
 
-
-def read_files(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a file, or of all files below a folder in sorted order.
-
-    In a folder hidden files and files with other suffixes are passed over. A text file gives one
-    row ``{"text": …}`` for each passage, which is as many whole paragraphs as 1,000 characters
-    hold (a longer paragraph stays whole).
+    A split is told from names as the Hub tells it: ``SPLIT-00000-of-00002.parquet``, or ``train``,
+    ``validation`` or ``test`` as a word of the file's name or a folder's. Files without any such
+    name are ``train``. Of a Hub data set that is the split by default, and of files in several
+    formats those in one are taken.
 
     Raises:
-        DataError: nothing is there, it cannot be read, or it holds no rows.
+        DataError: nothing is there, or it cannot be fetched or read.
     """
-    for file in _files(path):
-        read = _READERS.get(file.suffix.lower())
-        if read is None:
-            raise DataError(f"{file}: this is none of the files that can be read ({_SUFFIXES}).")
-        text = _text(file)
-        if not text.strip():
-            raise DataError(f"{file}: the file is empty. Put rows into it, or leave it out.")
-        rows = iter(read(file, text))
-        first = next(rows, None)
-        if first is None:
-            raise DataError(f"{file}: the file holds no rows. Put rows into it, or leave it out.")
-        yield first
-        yield from rows
-
-
-def _files(path: Path) -> list[Path]:
-    try:
-        if not path.exists():
-            began = "" if path.is_absolute() else f" It was looked for from {Path.cwd()}."
+    path = Path(dataset.path).expanduser()
+    if _is_on_hub(path, dataset.path):
+        folder = fetched(dataset.path, revision=dataset.revision, suffixes=_TABLES)
+        return _hub_files(folder, dataset)
+    for key in ("revision", "name"):
+        if getattr(dataset, key):
             raise DataError(
-                f"{path}: there is no such file or folder.{began} Correct datasets[].path in the "
-                "recipe; at a site, data[].path in its site.yaml."
+                f"{path}: {key} is of a data set on the Hub, but this is a path here: remove it."
             )
-        files = sorted(filter(_is_listed, path.rglob("*"))) if path.is_dir() else [path]
+    if path.is_dir():
+        files = _in_folder(path)
+        return _of_split(path, files, dataset.split) if dataset.split else files
+    if dataset.split:
+        raise DataError(f"{path}: split is of a folder, but this is a file: remove it.")
+    return [_file(path)]
+
+
+def _is_on_hub(path: Path, written: str) -> bool:
+    known = path.suffix.lower() in READERS
+    return bool(_HUB_ID.fullmatch(written)) and not known and not path.exists()
+
+
+def _file(path: Path) -> Path:
+    try:
+        there = path.exists()
     except OSError as error:
-        raise _unreadable(path, error) from None
-    files = [file for file in files if not _is_hidden(file.relative_to(path))]
+        raise unreadable(path, error) from None
+    if not there:
+        began = "" if path.is_absolute() else f" It was looked for from {Path.cwd()}."
+        raise DataError(
+            f"{path}: there is no such file or folder.{began} Correct datasets[].path in the "
+            "recipe; at a site, data[].path in its site.yaml."
+        )
+    if path.suffix.lower() not in READERS:
+        raise DataError(f"{path}: this is none of the files that can be read ({_SUFFIXES}).")
+    return path
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    try:
+        files = sorted(filter(_is_listed, folder.rglob("*")))
+    except OSError as error:
+        raise unreadable(folder, error) from None
+    files = [file for file in files if not _is_hidden(file.relative_to(folder))]
+    if any(file.suffix.lower() in _TABLES for file in files):
+        files = [file for file in files if file.name.lower() != _CARD]
     if not files:
         raise DataError(
-            f"{path}: the folder holds none of the files that can be read: {_SUFFIXES}."
+            f"{folder}: the folder holds none of the files that can be read: {_SUFFIXES}."
         )
     return files
 
 
 def _is_listed(file: Path) -> bool:
-    return file.suffix.lower() in _READERS and file.is_file()
+    return file.suffix.lower() in READERS and file.name not in _DESCRIPTIONS and file.is_file()
 
 
 def _is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: this cannot be read ({error.strerror}). Check its permissions.")
-
-
-def _text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise _unreadable(file, error) from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+def _hub_files(folder: Path, dataset: Dataset) -> list[Path]:
+    source = f"{dataset.path} on the Hub"
+    files = [file for file in _in_folder(folder) if file.suffix.lower() in _TABLES]
+    if dataset.name:
+        subset = [f for f in files if dataset.name in f.relative_to(folder).parent.parts]
+        files = subset or _refuse_name(source, dataset.name, _subsets(folder, files))
+    files = _of_split(folder, files, dataset.split or "train", source=source)
+    subsets = _subsets(folder, files)
+    if len(subsets) > 1:
+        named = [subset or "none" for subset in subsets]
         raise DataError(
-            f"{file}, line {line}: this is not UTF-8 text. Convert the file to UTF-8."
-        ) from None
-
-
-def _json_lines(file: Path, text: str) -> Iterator[RawRow]:
-    # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{file}, line {number}"
-            yield RawRow(where, _object(_parse(line, where=where), where=where))
-
-
-def _json(file: Path, text: str) -> Iterator[RawRow]:
-    rows = _parse(text, where=str(file))
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{file}: expected a list of rows, [{{…}}, {{…}}]. "
-            "One row a line belongs into a file that ends in .jsonl."
+            f"{source}: it has several subsets ({', '.join(named)}). Choose one with name: "
+            f"{subsets[-1]}."
         )
-    for number, row in enumerate(rows, start=1):
-        where = f"{file}, row {number}"
-        yield RawRow(where, _object(row, where=where))
+    suffix = min((file.suffix.lower() for file in files), key=_TABLES.index)
+    return [file for file in files if file.suffix.lower() == suffix]
 
 
-def _parse(text: str, *, where: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if "\n" in text.strip() else ""
-        problem = f"{error.msg}, column {error.colno}"
-        raise DataError(
-            f"{where}{line}: this is not valid JSON ({problem}). Correct or remove it; a file "
-            "with one row a line ends in .jsonl, a file with one list of rows in .json."
-        ) from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{where}: a number or a nesting in this JSON is too large.") from None
+def _refuse_name(source: str, name: str, subsets: Sequence[str]) -> list[Path]:
+    there = f"has {', '.join(filter(None, subsets))}" if any(subsets) else "has no subsets"
+    raise DataError(f"{source}: there is no subset {name}; it {there}. Correct or remove name.")
 
 
-def _object(row: object, *, where: str) -> Mapping[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object such as {{…}}, not {_json_type(row)}.")
-    return row
+def _subsets(folder: Path, files: Iterable[Path]) -> list[str]:
+    """Return the folders that files stand in, but for ``data`` and those named as a split."""
+    found = (
+        "/".join(p for p in f.relative_to(folder).parent.parts if p != "data" and not _word(p))
+        for f in files
+    )
+    return sorted(set(found))
 
 
-def _json_type(value: object) -> str:
-    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+def _of_split(
+    folder: Path, files: Sequence[Path], wanted: str, *, source: str | None = None
+) -> list[Path]:
+    named = {file: _split(file.relative_to(folder)) for file in files}
+    unnamed = "" if any(named.values()) else "train"
+    splits = {file: split or unnamed for file, split in named.items()}
+    chosen = [file for file, split in splits.items() if split == _SYNONYMS.get(wanted, wanted)]
+    if not chosen:
+        there = ", ".join(sorted(set(splits.values()) - {""}))
+        raise DataError(f"{source or folder}: there is no split {wanted}; there is {there}.")
+    return chosen
 
 
-def _csv(file: Path, text: str) -> Iterator[RawRow]:
-    # newline="": the reader itself tells line ends inside quotes from those between rows.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next((cells for cells in reader if cells), [])]
-        if len(set(header)) < len(header):
-            raise DataError(f"{file}, line {reader.line_num}: two columns have the same name.")
-        for cells in reader:
-            where = f"{file}, line {reader.line_num}"
-            if cells and len(cells) != len(header):
-                raise DataError(
-                    f"{where}: expected {len(header)} columns as in the header, found {len(cells)}."
-                    " Text that holds commas or line ends needs quotes."
-                )
-            if cells:
-                yield RawRow(where, dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise DataError(
-            f"{file}, line {reader.line_num}: this is not valid CSV ({error}). "
-            "Put text into double quotes, or write the rows as .jsonl."
-        ) from None
+def _split(relative: Path) -> str:
+    """Return the split that a file's name, or else a folder's, tells; nothing if none does."""
+    if shard := _SHARD.fullmatch(relative.stem):
+        return _SYNONYMS.get(shard[1], shard[1])
+    names = (relative.stem, *relative.parent.parts)
+    return next(filter(None, map(_word, names)), "")
 
 
-def _passages(file: Path, text: str) -> Iterator[RawRow]:
-    passage = ""
-    number = 1
-    for paragraph in filter(None, map(str.strip, re.split(r"\n\s*\n", text.replace("\r\n", "\n")))):
-        if passage and len(passage) + 2 + len(paragraph) > _PASSAGE:
-            yield RawRow(f"{file}, passage {number}", {"text": passage})
-            passage, number = "", number + 1
-        passage = f"{passage}\n\n{paragraph}" if passage else paragraph
-    yield RawRow(f"{file}, passage {number}", {"text": passage})
-
-
-_READERS: Mapping[str, Callable[[Path, str], Iterator[RawRow]]] = {
-    ".jsonl": _json_lines,
-    ".json": _json,
-    ".csv": _csv,
-    ".txt": _passages,
-    ".md": _passages,
-}
-PACKED = frozenset({".txt", ".md"})
-"""Suffixes of files whose rows are made of several paragraphs."""
-_SUFFIXES = ", ".join(_READERS)
+def _word(name: str) -> str:
+    words = re.split(r"[-._ 0-9]+", name.lower())
+    splits = {"train", "validation", "test"}
+    return next((s for word in words if (s := _SYNONYMS.get(word, word)) in splits), "")

@@ -1,28 +1,27 @@
-"""Datasets as typed examples, whichever of the four row formats they were written in.
+"""Datasets as typed rows, whichever of the row formats they were written in.
 
 Errors name file, line and key but never a value: the values are private data.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-from fedlora.data.examples import Example, Role, Turn
-from fedlora.data.files import RawRow, read_files
+from fedlora.data import conversations, judged
+from fedlora.data.examples import Example, Labelled, Preference, Row, Turn
+from fedlora.data.files import files_of
+from fedlora.data.readers import RawRow, read_file
 from fedlora.data.standard_library import explained_functions
-from fedlora.errors import DataError
-from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset
+from fedlora.data.values import named
+from fedlora.errors import DataError, RowError
+from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset, RowType
 
-RowType = Literal["messages", "prompt-completion", "alpaca", "text"]
-
-_CHAT_ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
+TAKEN: Mapping[str, type[Row]] = {
+    "sft": Example,
+    "dpo": Preference,
+    "classification": Labelled,
 }
-_MOST_KEYS_NAMED = 12
+"""The kind of rows that an objective learns from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +30,33 @@ class Rows:
 
     type: RowType
     """Format of all its rows."""
-    examples: tuple[Example, ...]
-    """At least one."""
+    examples: tuple[Row, ...]
+    """At least one, and all of one kind."""
     source: str
     """Where it came from: the path that the recipe names."""
 
 
-def read_dataset(dataset: Dataset) -> Rows:
+def _refuse(error: RowError) -> None:
+    raise error
+
+
+def read_dataset(
+    dataset: Dataset,
+    *,
+    objective: str | None = None,
+    on_problem: Callable[[RowError], None] = _refuse,
+) -> Rows:
     """Read one dataset of a recipe, in an order that depends on the data alone.
 
+    Args:
+        dataset: where it is.
+        objective: what is to learn from it; if none is named, rows may be of any kind.
+        on_problem: told of each row that cannot be learned from, which is then left out. By default
+            nothing is left out: the first ends the reading.
+
     Raises:
-        DataError: names file and line, what was expected and what to do.
+        DataError: it cannot be read, no row can be learned from, or the objective does not take its
+            format; it names file and line, what was expected and what to do.
     """
     if dataset.path == AT_SITE:
         raise DataError(
@@ -49,18 +64,33 @@ def read_dataset(dataset: Dataset) -> Rows:
             "deployment. To simulate, or to train here, give the dataset a path."
         )
     if dataset.path == STANDARD_LIBRARY:
-        return _standard_library(dataset.packages)
-    rows = tuple(read_files(Path(dataset.path)))
-    types = [_detect(row) if dataset.type == "auto" else dataset.type for row in rows]
-    for row, row_type in zip(rows, types, strict=True):
-        if row_type != types[0]:
-            raise DataError(
-                f"{row.where}: this row has the format {row_type}, the rows before it have "
-                f"{types[0]}. Give each format a dataset of its own, or set datasets[].type."
-            )
-    turns = _FORMATS[types[0]].turns
-    examples = tuple(Example(turns(row), where=row.where) for row in rows)
-    return Rows(type=types[0], examples=examples, source=dataset.path)
+        rows = _standard_library(dataset.packages)
+        _require_taken(rows.type, RawRow(STANDARD_LIBRARY, {}), objective)
+        return rows
+    expected: RowType | None = None
+    examples: list[Row] = []
+    for raw in _readable(dataset, on_problem):
+        try:
+            found = _detect(raw) if dataset.type == "auto" else dataset.type
+            if expected is None:
+                _require_taken(found, raw, objective)
+                expected = found
+            _require_same(found, expected, raw)
+            examples.append(_FORMATS[found].row(raw))
+        except RowError as error:
+            on_problem(error)
+    if expected is None or not examples:
+        raise DataError(f"{dataset.path}: no row of it can be learned from.")
+    return Rows(type=expected, examples=tuple(examples), source=dataset.path)
+
+
+def _readable(dataset: Dataset, on_problem: Callable[[RowError], None]) -> Iterator[RawRow]:
+    for file in files_of(dataset):
+        for row in read_file(file):
+            if isinstance(row, RowError):
+                on_problem(row)
+            else:
+                yield row
 
 
 def _standard_library(packages: tuple[str, ...]) -> Rows:
@@ -88,102 +118,81 @@ def _detect(row: RawRow) -> RowType:
         if row.values.keys() >= row_format.keys:
             return name
     shapes = "; ".join(f"{name}: {row_format.shape}" for name, row_format in _FORMATS.items())
+    raise RowError(
+        row.where,
+        f"unknown format with the keys {named(row.values)}. Use one of these. {shapes}.",
+    )
+
+
+def _require_same(found: RowType, expected: RowType, row: RawRow) -> None:
+    if found != expected:
+        raise RowError(
+            row.where,
+            f"this row has the format {found}, the rows before it have {expected}. Give each "
+            "format a dataset of its own, or set datasets[].type.",
+        )
+
+
+def _require_taken(found: RowType, row: RawRow, objective: str | None) -> None:
+    """Refuse a format that the objective cannot learn from; the same columns may hold another."""
+    if objective is None or _FORMATS[found].kind is TAKEN[objective]:
+        return
+    taken = [name for name, each in _FORMATS.items() if each.kind is TAKEN[objective]]
+    other = next(name for name, kind in TAKEN.items() if kind is _FORMATS[found].kind)
+    also = [name for name in taken if row.values.keys() >= _FORMATS[name].keys]
+    instead = f", or datasets[].type: {also[0]} to learn that alone" if also else ""
     raise DataError(
-        f"{row.where}: unknown format with the keys {_named(row.values)}. "
-        f"Use one of these. {shapes}."
+        f"{row.where}: this row has the format {found}, but objective: {objective} learns from "
+        f"{', '.join(taken)}. Set objective: {other}{instead}; or name other data."
     )
-
-
-def _named(keys: Iterable[str]) -> str:
-    """List keys, but not those that look like data: a CSV without a header has data for keys."""
-    names = list(keys)
-    shown = [name for name in names if re.fullmatch(r"[A-Za-z_][\w-]{0,30}", name)]
-    shown = shown[:_MOST_KEYS_NAMED]
-    more = len(names) - len(shown)
-    return ", ".join([*shown, *([f"{more} not shown"] if more else [])]) or "(none)"
-
-
-def _messages(row: RawRow) -> tuple[Turn, ...]:
-    messages = row.values.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise DataError(f"{row.where}: messages is no list of turns {_FORMATS['messages'].shape}.")
-    turns = tuple(
-        _turn(message, where=f"{row.where}, turn {number}")
-        for number, message in enumerate(messages, start=1)
-    )
-    if not any(turn.role == "assistant" for turn in turns):
-        raise DataError(
-            f"{row.where}: there is no assistant turn, so there is nothing to learn. "
-            "Add one or remove the row."
-        )
-    return turns
-
-
-def _turn(message: Mapping[str, Any], *, where: str) -> Turn:
-    name = message.get("role")
-    role = _CHAT_ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
-        raise DataError(f"{where}: the role is none of {', '.join(_CHAT_ROLES)}.")
-    return Turn(role, _string(message, "content", where=where, filled=role == "assistant"))
-
-
-def _prompt_completion(row: RawRow) -> tuple[Turn, ...]:
-    prompt = _string(row.values, "prompt", where=row.where)
-    completion = _string(row.values, "completion", where=row.where, filled=True)
-    return Turn("user", prompt), Turn("assistant", completion)
-
-
-def _alpaca(row: RawRow) -> tuple[Turn, ...]:
-    instruction = _string(row.values, "instruction", where=row.where)
-    given = _string({"input": "", **row.values}, "input", where=row.where)
-    output = _string(row.values, "output", where=row.where, filled=True)
-    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
-    return Turn("user", prompt), Turn("assistant", output)
-
-
-def _plain_text(row: RawRow) -> tuple[Turn, ...]:
-    return (Turn("text", _string(row.values, "text", where=row.where, filled=True)),)
-
-
-def _string(values: Mapping[str, Any], key: str, *, where: str, filled: bool = False) -> str:
-    if key not in values:
-        raise DataError(
-            f"{where}: the key {key} is missing; there are {_named(values)}. "
-            "Add it, or correct datasets[].type."
-        )
-    value = values[key]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {key} must be a string.")
-    if filled and not value.strip():
-        raise DataError(f"{where}: {key} is empty. Fill it or remove the row.")
-    if re.search("[\ud800-\udfff]", value):
-        raise DataError(f"{where}: {key} holds half of a surrogate pair, which is no text.")
-    return value
 
 
 class _Format(NamedTuple):
     keys: frozenset[str]
     """Keys that mark the format."""
     shape: str
-    turns: Callable[[RawRow], tuple[Turn, ...]]
+    kind: type[Row]
+    row: Callable[[RawRow], Row]
 
 
-# In the order of detection: alpaca sets often carry a rendered text as well.
+# In the order of detection: sets of pairs often carry a conversation as well, alpaca sets a
+# rendered text, and labelled sets a text.
 _FORMATS: Mapping[RowType, _Format] = {
+    "preference": _Format(
+        frozenset({"chosen", "rejected"}),
+        '{"prompt": "…", "chosen": "…", "rejected": "…"}',
+        Preference,
+        judged.preference,
+    ),
     "messages": _Format(
         frozenset({"messages"}),
         '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
-        _messages,
+        Example,
+        conversations.messages,
+    ),
+    "sharegpt": _Format(
+        frozenset({"conversations"}),
+        '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}',
+        Example,
+        conversations.sharegpt,
     ),
     "prompt-completion": _Format(
         frozenset({"prompt", "completion"}),
         '{"prompt": "…", "completion": "…"}',
-        _prompt_completion,
+        Example,
+        conversations.prompt_completion,
     ),
     "alpaca": _Format(
         frozenset({"instruction", "output"}),
         '{"instruction": "…", "input": "… (optional)", "output": "…"}',
-        _alpaca,
+        Example,
+        conversations.alpaca,
     ),
-    "text": _Format(frozenset({"text"}), '{"text": "…"}', _plain_text),
+    "text-label": _Format(
+        frozenset({"text", "label"}),
+        '{"text": "…", "label": "…"}',
+        Labelled,
+        judged.text_label,
+    ),
+    "text": _Format(frozenset({"text"}), '{"text": "…"}', Example, conversations.plain_text),
 }

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedlora.data.examples import Example
-from fedlora.data.files import PACKED
-from fedlora.data.formats import Rows, RowType, read_dataset
+from fedlora.data.examples import Row
+from fedlora.data.files import files_of
+from fedlora.data.formats import Rows, read_dataset
+from fedlora.data.readers import PACKED
 from fedlora.errors import DataError
 from fedlora.recipe import Recipe
-from fedlora.sections import Dataset
+from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset, RowType
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,12 @@ class SiteExamples:
         ``privacy.unit: example``, where that would tell, perhaps none.
     """
 
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    train: tuple[Row, ...]
+    held_out: tuple[Row, ...]
     types: tuple[RowType, ...]
     """Formats of the datasets that the rows came from, in the recipe's order, each once."""
+    sources: tuple[Dataset, ...]
+    """The dataset that each row of ``train`` is of."""
 
 
 def site_examples(recipe: Recipe, site: str) -> SiteExamples:
@@ -56,31 +59,40 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
         raise DataError(
             f"site {site}: the recipe has no such site, only {', '.join(recipe.site_names)}."
         )
-    if recipe.privacy.unit == "example":
-        _require_whole_records(recipe.datasets)
     labelled = [dataset for dataset in recipe.datasets if dataset.site == site]
-    rows = [_read(dataset, Path.cwd()) for dataset in labelled or recipe.datasets]
-    examples: Sequence[Example] = [example for part in rows for example in part.examples]
+    datasets = labelled or recipe.datasets
+    if recipe.privacy.unit == "example":
+        _require_whole_records(datasets)
+    rows = [_read(dataset, recipe.objective, Path.cwd()) for dataset in datasets]
+    parts = zip(rows, datasets, strict=True)
+    owned = [(row, dataset) for part, dataset in parts for row in part.examples]
     if not labelled and recipe.privacy.unit == "example":
         count, place = len(recipe.site_names), recipe.site_names.index(site)
-        examples = [e for e in examples if int(_draw(e, f"{recipe.seed}/deal") * count) == place]
+        owned = [o for o in owned if int(_draw(o[0], f"{recipe.seed}/deal") * count) == place]
     elif not labelled:
         deal = random.Random(f"{recipe.seed}/deal")
-        distinct = list(dict.fromkeys(examples))  # copies of a row go to one site, all of them
+        distinct = list(
+            dict.fromkeys(row for row, _ in owned)
+        )  # copies go to one site, all of them
         order = deal.sample(range(len(distinct)), len(distinct))
         own = order[recipe.site_names.index(site) :: len(recipe.site_names)]
         mine = {distinct[index] for index in own}
-        examples = [example for example in examples if example in mine]
-    train, held_out = _split(examples, recipe=recipe, site=site)
-    return SiteExamples(train, held_out, types=tuple(dict.fromkeys(part.type for part in rows)))
+        owned = [(row, dataset) for row, dataset in owned if row in mine]
+    drawn = _held_out([row for row, _ in owned], recipe=recipe, site=site)
+    kept = [(row, dataset) for row, dataset in owned if row not in drawn]
+    return SiteExamples(
+        train=tuple(row for row, _ in kept),
+        held_out=tuple(row for row in dict.fromkeys(row for row, _ in owned) if row in drawn),
+        types=tuple(dict.fromkeys(part.type for part in rows)),
+        sources=tuple(dataset for _, dataset in kept),
+    )
 
 
 def _require_whole_records(datasets: Sequence[Dataset]) -> None:
     """Refuse files whose paragraphs are packed into rows: one more would move all after it."""
     for dataset in datasets:
-        path = Path(dataset.path).expanduser()
-        inner = path.rglob("*") if path.is_dir() else [path]
-        packed = next((file for file in inner if file.suffix.lower() in PACKED), None)
+        files = [] if dataset.path in {STANDARD_LIBRARY, AT_SITE} else files_of(dataset)
+        packed = next((file for file in files if file.suffix.lower() in PACKED), None)
         if packed:
             raise DataError(
                 f"{packed}: paragraphs of plain text are packed into rows, so a row is no record "
@@ -90,15 +102,14 @@ def _require_whole_records(datasets: Sequence[Dataset]) -> None:
 
 
 @lru_cache(maxsize=32)
-def _read(dataset: Dataset, folder: Path) -> Rows:  # noqa: ARG001 - of the cache's key: a path is relative to it
+def _read(dataset: Dataset, objective: str, folder: Path) -> Rows:  # noqa: ARG001 - of the cache's key: a path is relative to it
     """Read a dataset once in this process: the sites of a simulation all need it."""
-    return read_dataset(dataset)
+    return read_dataset(dataset, objective=objective)
 
 
-def _split(
-    examples: Sequence[Example], *, recipe: Recipe, site: str
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    copies = Counter(examples)
+def _held_out(rows: Sequence[Row], *, recipe: Recipe, site: str) -> set[Row]:
+    """Return which rows are held out."""
+    copies = Counter(rows)
     if len(copies) < 2:
         raise DataError(
             f"site {site}: it has {len(copies)} different rows, but needs at least 2, one to train "
@@ -107,24 +118,14 @@ def _split(
     distinct = list(copies)
     if recipe.privacy.unit == "example":
         seed, share = f"{recipe.seed}/{site}", recipe.val_set_size
-        drawn = {example for example in distinct if _draw(example, seed) < share}
-        return _parts(examples, drawn)
+        return {row for row in distinct if _draw(row, seed) < share}
     random.Random(f"{recipe.seed}/{site}").shuffle(distinct)
     distinct.sort(key=copies.__getitem__)
     share = round(recipe.val_set_size * len(distinct))
-    drawn = set(distinct[: min(max(share, 1), len(distinct) - 1)])
-    return _parts(examples, drawn)
+    return set(distinct[: min(max(share, 1), len(distinct) - 1)])
 
 
-def _parts(
-    examples: Sequence[Example], drawn: set[Example]
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Return the rows to train on, copies and all, and those that are held out, once each."""
-    train = tuple(example for example in examples if example not in drawn)
-    return train, tuple(example for example in dict.fromkeys(examples) if example in drawn)
-
-
-def _draw(example: Example, seed: str) -> float:
+def _draw(row: Row, seed: str) -> float:
     """Return a number in [0, 1) that the row's content and the seed decide."""
-    content = json.dumps([seed, example.content])
+    content = json.dumps([seed, row.content])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) / 2**48

@@ -6,7 +6,7 @@ from fedlora.data.examples import Example
 from fedlora.data.formats import read_dataset
 from fedlora.errors import DataError
 from fedlora.publish import Forgetting
-from fedlora.sections import AT_SITE, Dataset
+from fedlora.sections import AT_SITE, Dataset, Source
 
 
 def public_examples(text: Forgetting) -> Sequence[Example]:
@@ -20,5 +20,6 @@ def public_examples(text: Forgetting) -> Sequence[Example]:
             "publish.forgetting: the public text is named by each site itself, in a deployment. To "
             "simulate, give it a path."
         )
-    rows = read_dataset(Dataset(path=text.path, type=text.type, packages=text.packages))
-    return rows.examples
+    source = text.model_dump(include=set(Source.model_fields))
+    rows = read_dataset(Dataset(**source), objective="sft").examples
+    return [row for row in rows if isinstance(row, Example)]

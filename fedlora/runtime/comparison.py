@@ -67,7 +67,9 @@ def train_baselines(run: RunFolder, *, observe: Observer) -> None:
     rows = [row for site in sites for row in site.train_rows]
     pooled_steps = recipe.total_steps * recipe.cohort_size
     trainings = [(site, max(1, pooled_steps // len(sites))) for site in sites]
-    trainings.append((replace(sites[0], name=POOLED, train_rows=rows), pooled_steps))
+    weights = [weight for site in sites for weight in site.row_weights]
+    pooled = replace(sites[0], name=POOLED, train_rows=rows, row_weights=weights)
+    trainings.append((pooled, pooled_steps))
     done, total = 0, sum(steps for _, steps in trainings)
     for trainer, steps in trainings:
         if trainer.name not in kept:

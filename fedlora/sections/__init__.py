@@ -2,7 +2,17 @@
 
 from fedlora.sections.base import EMBEDDED, BaseKeys
 from fedlora.sections.data import DataKeys
-from fedlora.sections.datasets import AT_SITE, STANDARD_LIBRARY, Dataset, DatasetType, Source
+from fedlora.sections.datasets import (
+    AT_SITE,
+    STANDARD_LIBRARY,
+    Dataset,
+    DatasetType,
+    RowType,
+    Source,
+    TrainingSource,
+    require_mixture,
+    require_no_mixture,
+)
 from fedlora.sections.federation import Federation
 from fedlora.sections.lora import LoraKeys
 from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
@@ -29,12 +39,16 @@ __all__ = [
     "Name",
     "Privacy",
     "PrivacyUnit",
+    "RowType",
     "RunKeys",
     "Section",
     "Simulation",
     "Source",
     "Strings",
     "TrainingKeys",
+    "TrainingSource",
     "Wire",
     "most_delta",
+    "require_mixture",
+    "require_no_mixture",
 ]

@@ -1,15 +1,26 @@
 """``site.yaml``: what a site's operator says of data, device, trainer and policy."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedlora.document import read_section
 from fedlora.errors import PolicyError
 from fedlora.gate.policy import Policy
 from fedlora.recipe import Recipe
-from fedlora.sections import AT_SITE, EMBEDDED, STANDARD_LIBRARY, Dataset, Name, Section, Source
+from fedlora.sections import (
+    AT_SITE,
+    EMBEDDED,
+    STANDARD_LIBRARY,
+    Dataset,
+    Name,
+    Section,
+    Source,
+    TrainingSource,
+    require_mixture,
+    require_no_mixture,
+)
 
 
 class TrainerConfiguration(Section):
@@ -27,7 +38,7 @@ class SiteConfiguration(Section):
     """The operator's word."""
 
     site: Name = Field(description="the name that the aggregator's operator admitted")
-    data: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)] = Field(
+    data: Annotated[tuple[TrainingSource, ...], Field(strict=False, min_length=1)] = Field(
         description="name the files to train on, such as data: [{path: rows.jsonl}]"
     )
     """Relative paths begin at ``site.yaml``; rank and number of records are the recipe's to say."""
@@ -43,6 +54,19 @@ class SiteConfiguration(Section):
     policy: Policy = Field(
         description="without a policy nothing runs here; say what is allowed, see docs/security.md"
     )
+
+    @model_validator(mode="after")
+    def _data_can_be_read(self) -> Self:
+        require_mixture(self.data)
+        texts = [self.public_text] if self.public_text else []
+        for source in (*self.data, *texts):
+            if source.name or source.revision:
+                raise ValueError(
+                    "name and revision are of a data set on the Hub, but the trainer has no "
+                    "network: download it (hf download --repo-type dataset), and let path be its "
+                    "folder"
+                )
+        return self
 
 
 def read_site(path: Path) -> SiteConfiguration:
@@ -77,7 +101,7 @@ def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
 
     Raises:
         PolicyError: the recipe does not name this site, or names a base model that ``site.yaml``
-            does not say where to find.
+            does not say where to find, or its privacy allows no weights and ``site.yaml`` has some.
     """
     declared = [dataset for dataset in recipe.datasets if dataset.site == site.site]
     if not declared:
@@ -90,6 +114,11 @@ def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
             f"The recipe's base model is {recipe.base_model!r:.80}: name the folder where it is on "
             "this host as base_model in site.yaml."
         )
+    if recipe.privacy.unit == "example":
+        try:
+            require_no_mixture(site.data)
+        except ValueError as error:
+            raise PolicyError(f"site.yaml, data: {error}.") from None
     records = sum(dataset.records or 0 for dataset in declared) or None
     own = [
         Dataset(
@@ -113,7 +142,10 @@ def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def _source(source: Source, folder: Path) -> Source:
+_SourceT = TypeVar("_SourceT", bound=Source)
+
+
+def _source(source: _SourceT, folder: Path) -> _SourceT:
     return source.model_copy(update={"path": _located(source.path, folder)})
 
 

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 from fedlora.adapter import AdapterSpec, AdapterState
-from fedlora.data.batches import Batch, rows_of_step
+from fedlora.data.batches import Batch, mixture, rows_of_step
 from fedlora.data.partition import site_examples
 from fedlora.data.public_text import public_examples
 from fedlora.data.tokens import tokenize
@@ -20,6 +21,7 @@ from fedlora.runtime.processes import log
 from fedlora.runtime.site.objectives import Objective, objective_of
 from fedlora.runtime.site.objectives.objective import Tokenized
 from fedlora.runtime.site.private_steps import self_test
+from fedlora.runtime.site.rows import prepare, tell_of_excess
 from fedlora.sections import AT_SITE
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
@@ -56,6 +58,8 @@ class Site:
     base: BaseModel
     objective: Objective[Any, Any, Any]
     train_rows: Sequence[Tokenized]
+    row_weights: Sequence[float]
+    """How often each of them is visited relative to the others; 1 on average."""
     held_out_rows: Sequence[Tokenized]
 
     @staticmethod
@@ -80,15 +84,18 @@ class Site:
             self_test(recipe, name)
         examples = site_examples(recipe, name)
         base = resident_base(recipe)
-
-        objective = objective_of(recipe)
+        train = prepare(examples.train, recipe, base.tokenizer)
+        held_out = prepare(examples.held_out, recipe, base.tokenizer)
+        tell_of_excess(recipe, name, train=train, held_out=held_out)
+        sources = [examples.sources[place] for place in train.places]
         return cls(
             name=name,
             recipe=recipe,
             base=base,
-            objective=objective,
-            train_rows=[objective.tokenize(row, base.tokenizer) for row in examples.train],
-            held_out_rows=[objective.tokenize(row, base.tokenizer) for row in examples.held_out],
+            objective=objective_of(recipe),
+            train_rows=train.rows,
+            row_weights=mixture(sources, {source: source.weight for source in sources}),
+            held_out_rows=held_out.rows,
         )
 
     @cached_property
@@ -168,9 +175,10 @@ class Site:
     ) -> LocalResult:
         """Train a part of the received adapter for ``steps`` of a training of ``total_steps``.
 
-        The result depends on the arguments, the rows and the recipe alone.
+        The result depends on the arguments, the rows and the recipe alone. Of a step's rows one
+        that is there several times counts as one example.
         """
-        return train_local(
+        result = train_local(
             self.base,
             received,
             self.batches(first_step, steps),
@@ -183,6 +191,8 @@ class Site:
             objective=self.objective.losses,
             on_step=on_step,
         )
+        visited = (chain(*self._step(step)) for step in range(first_step, first_step + steps))
+        return replace(result, examples=sum(len(set(rows)) for rows in visited))
 
     def evaluate(self, state: AdapterState) -> Evaluation:
         """Return the loss of the base with ``state`` on the held-out rows."""
@@ -208,10 +218,8 @@ class Site:
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
-        lengths = tuple(row.length for row in self.train_rows)
-        per_step = self.recipe.gradient_accumulation_steps
         for step in range(first_step, first_step + steps):
-            yield [self._batch(lengths, step * per_step + index) for index in range(per_step)]
+            yield [self._collate([self.train_rows[i] for i in rows]) for rows in self._step(step)]
 
     def _sampled(self, charge: Charge, source: RoundSource) -> Iterator[list[Batch]]:
         """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""
@@ -243,14 +251,28 @@ class Site:
         factors = self.recipe.federation.facts.trained(number)
         return self.base.spec.part(factors, rank=self.recipe.rank_of(self.name))
 
-    def _batch(self, lengths: Sequence[int], index: int) -> Batch:
-        rows = rows_of_step(
-            lengths,
-            batch_size=self.recipe.micro_batch_size,
-            seed=f"{self.recipe.seed}/{self.name}",
-            step=index,
-        )
-        return self._collate([self.train_rows[row] for row in rows])
+    @cached_property
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(row.length for row in self.train_rows)
+
+    @cached_property
+    def _weights(self) -> tuple[float, ...] | None:
+        """Weights that make a difference."""
+        return tuple(self.row_weights) if len(set(self.row_weights)) > 1 else None
+
+    def _step(self, step: int) -> list[list[int]]:
+        """Return which rows are in each micro-batch of a step."""
+        per_step = self.recipe.gradient_accumulation_steps
+        return [
+            rows_of_step(
+                self._lengths,
+                batch_size=self.recipe.micro_batch_size,
+                seed=f"{self.recipe.seed}/{self.name}",
+                step=index,
+                weights=self._weights,
+            )
+            for index in range(step * per_step, (step + 1) * per_step)
+        ]
 
     def _collate(self, rows: Sequence[Tokenized], *, length: int | None = None) -> Batch:
         batch: Batch = self.objective.collate(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,12 +31,13 @@ _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _INDICES = ".index.json"
 
 
-def resolve(reference: str, revision: str | None) -> Path:
+def resolve(reference: str, revision: str | None, *, weights: bool = True) -> Path:
     """Return the folder with the base model's configuration, weights and tokenizer.
 
     Args:
         reference: ``embedded``, a local folder, or a hub id, which is downloaded unless cached.
         revision: branch, tag or commit of a hub id.
+        weights: whether they are needed.
 
     Raises:
         BaseModelError: there is no such model, it cannot be downloaded, or it is incomplete.
@@ -52,8 +53,8 @@ def resolve(reference: str, revision: str | None) -> Path:
             "Check the path, or download the model first."
         )
     else:
-        folder = _download(reference, revision)
-    _require_complete(folder, reference)
+        folder = _download(reference, revision, _DOWNLOADED if weights else _SMALL)
+    _require_complete(folder, reference, weights=weights)
     return folder
 
 
@@ -148,14 +149,14 @@ def _chat_template(folder: Path) -> str:
     return json.dumps(template, sort_keys=True) if named else str(template or "")
 
 
-def _download(reference: str, revision: str | None) -> Path:
+def _download(reference: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Fetch what a base model needs from the hub, or find it in the hub's cache."""
     try:
         return Path(
             snapshot_download(
                 reference,
                 revision=revision,
-                allow_patterns=list(_DOWNLOADED),
+                allow_patterns=list(patterns),
                 ignore_patterns=["*/*"],
             )
         )
@@ -169,11 +170,11 @@ def _download(reference: str, revision: str | None) -> Path:
         ) from None
 
 
-def _require_complete(folder: Path, reference: str) -> None:
+def _require_complete(folder: Path, reference: str, *, weights: bool) -> None:
     """Refuse a folder that lacks the configuration, safetensors weights or the tokenizer."""
     for patterns, content in (
         (("config.json",), "config.json"),
-        (_WEIGHTS, "weights in safetensors format"),
+        *([(_WEIGHTS, "weights in safetensors format")] if weights else []),
         (_TOKENIZER, "tokenizer"),
     ):
         if not any(found for pattern in patterns for found in folder.glob(pattern)):

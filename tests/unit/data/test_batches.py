@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from fedlora.data.batches import collate, rows_of_step
+from fedlora.data.batches import collate, mixture, rows_of_step
 from fedlora.data.tokens import TokenizedExample
 
 
@@ -63,3 +63,42 @@ def test_the_order_is_the_same_in_every_process_and_version() -> None:
     """Pinned: a run that is resumed elsewhere goes on with the batches it would have had."""
     rows = [rows_of_step(range(1, 11), batch_size=3, seed="0/gui", step=i) for i in (0, 7)]
     assert rows == [[4, 5, 6], [0, 1, 3]]
+
+
+def test_sources_without_shares_count_by_their_rows() -> None:
+    """All rows weigh the same then; with shares the mean weight is 1 all the same."""
+    sources = ["a", "b", "b", "b"]
+    assert mixture(sources, {"a": None, "b": None}) == [1, 1, 1, 1]
+    assert mixture(sources, {"a": 3, "b": 1}) == pytest.approx([3, 1 / 3, 1 / 3, 1 / 3])
+
+
+def test_a_mixture_is_the_same_in_every_process_and_keeps_to_lengths() -> None:
+    """Pinned, and resumable at any step; rows of a batch are of like length there, too."""
+    generator = random.Random(0)
+    lengths = [int(generator.lognormvariate(4, 0.7)) + 1 for _ in range(1000)]
+    weights = mixture([0] * 900 + [1] * 100, {0: 1, 1: 1})
+
+    def batches(weights: list[float] | None) -> list[list[int]]:
+        return [
+            rows_of_step(lengths, batch_size=8, seed="s", step=step, weights=weights)
+            for step in range(125)
+        ]
+
+    def padding(found: list[list[int]]) -> int:
+        return sum(max(lengths[i] for i in rows) - lengths[j] for rows in found for j in rows)
+
+    mixed = batches(weights)
+    assert sum(row >= 900 for rows in mixed for row in rows) == 500
+    assert padding(mixed) < 1.5 * padding(batches(None))
+    again = rows_of_step(lengths, batch_size=8, seed="s", step=77, weights=weights)
+    assert again == mixed[77]
+
+
+def test_copies_of_a_row_are_kept_apart() -> None:
+    """A row that a mixture visits often shares few batches with itself."""
+    lengths = list(range(1, 513))
+    weights = mixture([0] * 384 + [1] * 128, {0: 1, 1: 3})
+    steps = [
+        rows_of_step(lengths, batch_size=8, seed="s", step=i, weights=weights) for i in range(64)
+    ]
+    assert sum(len(set(rows)) < 8 for rows in steps) <= 4

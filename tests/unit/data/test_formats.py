@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from fedlora.data.examples import Example, Turn
+from fedlora.data.examples import Example, Labelled, Preference, Turn
 from fedlora.data.formats import Rows, read_dataset
-from fedlora.errors import DataError
+from fedlora.errors import DataError, RowError
 from fedlora.sections import STANDARD_LIBRARY, Dataset
 
 PRIVATE = "Ms Miller has diabetes"
@@ -20,10 +22,15 @@ CHAT = {
 }
 CHAT_TURNS = (Turn("system", "Be brief."), Turn("user", "2+2?"), Turn("assistant", "4"))
 QUESTION, ANSWER = Turn("user", "a"), Turn("assistant", "b")
+ASKED = [{"role": "user", "content": "a"}]
+ANSWERED = [{"role": "assistant", "content": "b"}]
+WORSE = [{"role": "assistant", "content": "c"}]
+PAIR = Preference((QUESTION,), ANSWER, Turn("assistant", "c"))
 
 
-def _read(path: Path, **options: object) -> Rows:
-    return read_dataset(Dataset.model_validate({"path": str(path), **options}))
+def _read(path: Path, *, objective: str | None = None, **options: object) -> Rows:
+    dataset = Dataset.model_validate({"path": str(path), **options})
+    return read_dataset(dataset, objective=objective)
 
 
 def _written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -47,13 +54,47 @@ def _written(folder: Path, name: str, content: str | bytes) -> Path:
         ),
         ({"text": "a\nb"}, "text", (Turn("text", "a\nb"),)),
         ({"instruction": "a", "output": "b", "text": "rendered"}, "alpaca", (QUESTION, ANSWER)),
+        (
+            {
+                "instruction": "a",
+                "output": "b",
+                "input": None,
+                "system": "s",
+                "history": [["c", "d"]],
+            },
+            "alpaca",
+            (Turn("system", "s"), Turn("user", "c"), Turn("assistant", "d"), QUESTION, ANSWER),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "b"},
+                ],
+                "system": "s",
+            },
+            "sharegpt",
+            (Turn("system", "s"), QUESTION, ANSWER),
+        ),
+        ({"conversations": ASKED + ANSWERED}, "sharegpt", (QUESTION, ANSWER)),
+        ({"prompt": ASKED, "completion": ANSWERED}, "prompt-completion", (QUESTION, ANSWER)),
+        (
+            {"prompt": [*ASKED, *ANSWERED, *ASKED], "completion": ANSWERED},
+            "prompt-completion",
+            (QUESTION, Turn("assistant", "b", learned=False), QUESTION, ANSWER),
+        ),
+        (
+            {"messages": [*ASKED, {**ANSWERED[0], "weight": 0}, *ASKED, *ANSWERED]},
+            "messages",
+            (QUESTION, Turn("assistant", "b", learned=False), QUESTION, ANSWER),
+        ),
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 def test_the_format_is_detected_from_the_keys(
     tmp_path: Path, row: object, row_type: str, turns: tuple[Turn, ...], suffix: str
 ) -> None:
-    """Each of the four formats is recognised in JSON and JSON lines and read into its turns."""
+    """Each format of turns is recognised in JSON and JSON lines and read into its turns."""
     text = json.dumps(row) + "\n\n" if suffix == "jsonl" else json.dumps([row], indent=2)
     path = _written(tmp_path, f"rows.{suffix}", text)
     assert _read(path) == Rows(row_type, (Example(turns),), str(path))
@@ -64,6 +105,123 @@ def test_a_named_format_wins_over_detection(tmp_path: Path) -> None:
     row = {"instruction": "a", "output": "b", "text": "c"}
     rows = _read(_written(tmp_path, "rows.jsonl", json.dumps(row)), type="text")
     assert (rows.type, rows.examples) == ("text", (Example((Turn("text", "c"),)),))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, PAIR),
+        ({"prompt": ASKED, "chosen": ANSWERED, "rejected": WORSE}, PAIR),
+        ({"chosen": ASKED + ANSWERED, "rejected": ASKED + WORSE}, PAIR),
+        ({"prompt": "a", "chosen": ASKED + ANSWERED, "rejected": ASKED + WORSE}, PAIR),
+        (
+            {"system": "s", "prompt": "a", "chosen": "b", "rejected": "c"},
+            Preference((Turn("system", "s"), QUESTION), ANSWER, Turn("assistant", "c")),
+        ),
+        (
+            {"chosen": [*ASKED, *WORSE, *ASKED, *ANSWERED], "rejected": [*ASKED, *WORSE] * 2},
+            Preference(
+                (QUESTION, Turn("assistant", "c", learned=False), QUESTION),
+                ANSWER,
+                Turn("assistant", "c"),
+            ),
+        ),
+    ],
+)
+def test_pairs_of_answers_are_read_as_trl_describes_them(
+    tmp_path: Path, row: object, expected: Preference
+) -> None:
+    """Texts with a prompt, turns with one, or turns whose common beginning is the prompt."""
+    rows = _read(_written(tmp_path, "a.jsonl", json.dumps(row)), objective="dpo")
+    assert (rows.type, rows.examples) == ("preference", (expected,))
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"chosen": "b", "rejected": "c"}, "the key prompt is missing"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same"),
+        ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected is empty"),
+        ({"chosen": ANSWERED, "rejected": WORSE}, "no prompt that the two answer"),
+        (
+            {"prompt": ASKED + ANSWERED, "chosen": ANSWERED, "rejected": WORSE},
+            "no prompt that the two answer",
+        ),
+        (
+            {"chosen": [*ASKED, *ANSWERED], "rejected": [*ASKED, *WORSE, *ASKED, *WORSE]},
+            "rejected is not one turn",
+        ),
+        ({"chosen": ASKED + ASKED, "rejected": ASKED + WORSE}, "chosen is not one turn"),
+        ({"chosen": ASKED + ANSWERED, "rejected": PRIVATE}, "rejected is no list of turns"),
+    ],
+)
+def test_pairs_that_prefer_nothing_are_refused(tmp_path: Path, row: object, problem: str) -> None:
+    """Without a prompt, a difference, or one answer each there is nothing to prefer."""
+    with pytest.raises(RowError, match=problem) as caught:
+        _read(_written(tmp_path, "a.jsonl", json.dumps(row)))
+    assert PRIVATE not in str(caught.value)
+
+
+@pytest.mark.parametrize(("label", "expected"), [("good", "good"), (" 1 ", "1"), (0, "0")])
+def test_labels_are_names_or_numbers(tmp_path: Path, label: object, expected: str) -> None:
+    """A whole number becomes its name; white space around a name is no part of it."""
+    path = _written(tmp_path, "a.jsonl", json.dumps({"text": "a", "label": label}))
+    rows = _read(path, objective="classification")
+    assert (rows.type, rows.examples) == ("text-label", (Labelled("a", expected),))
+
+
+@pytest.mark.parametrize("label", [True, None, 1.5, "", -1, ["a"]])
+def test_what_is_no_label_is_refused(tmp_path: Path, label: object) -> None:
+    """Truth values, fractions and the Hub's -1 for *none* are no labels."""
+    path = _written(tmp_path, "a.jsonl", json.dumps({"text": "a", "label": label}))
+    with pytest.raises(RowError, match=r"line 1: label"):
+        _read(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "objective", "advice"),
+    [
+        ({"text": PRIVATE, "label": 1}, "sft", "classification, or datasets[].type: text"),
+        ({"prompt": "a", "chosen": PRIVATE, "rejected": "c"}, "sft", "Set objective: dpo;"),
+        ({**CHAT, "chosen": ASKED, "rejected": ASKED}, "sft", "or datasets[].type: messages"),
+        ({"instruction": PRIVATE, "output": "b"}, "dpo", "learns from preference. Set objective"),
+        ({"messages": []}, "classification", "learns from text-label. Set objective: sft"),
+    ],
+)
+def test_rows_that_an_objective_cannot_learn_from_are_refused(
+    tmp_path: Path, row: object, objective: str, advice: str
+) -> None:
+    """File, line, what was found, and what to do; a label or a preference is never ignored."""
+    path = _written(tmp_path, "a.jsonl", json.dumps(row))
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: this row has the format") as caught:
+        _read(path, objective=objective)
+    assert advice in str(caught.value)
+    assert PRIVATE not in str(caught.value)
+
+
+def test_problems_of_all_rows_are_told_where_somebody_listens(tmp_path: Path) -> None:
+    """Rows that cannot be read are left out then, each with its place and reason."""
+    lines = [json.dumps(CHAT), "{", json.dumps({"messages": []}), '{"text": "x"}', json.dumps(CHAT)]
+    path, problems = _written(tmp_path, "a.jsonl", "\n".join(lines)), list[RowError]()
+    rows = read_dataset(Dataset(path=str(path)), on_problem=problems.append)
+    assert [row.where for row in rows.examples] == [f"{path}, line 1", f"{path}, line 5"]
+    assert [problem.where for problem in problems] == [f"{path}, line {n}" for n in (2, 3, 4)]
+    assert "not valid JSON" in problems[0].reason
+    with pytest.raises(DataError, match="no row of it can be learned from"):
+        read_dataset(Dataset(path=str(path), type="alpaca"), on_problem=problems.append)
+
+
+def test_parquet_gives_the_rows_that_json_lines_would(tmp_path: Path) -> None:
+    """Columns of text, of numbers and of lists of turns are read; rows are counted from 1."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([CHAT, CHAT]), path, row_group_size=1)
+    rows = _read(path)
+    assert (rows.type, rows.examples) == ("messages", (Example(CHAT_TURNS),) * 2)
+    assert rows.examples[1].where == f"{path}, row 2"
+    labelled = tmp_path / "b.parquet"
+    table = pa.table({"text": pa.array(["a"], pa.large_string()), "label": pa.array([1], "int8")})
+    pq.write_table(table, labelled)
+    assert _read(labelled).examples == (Labelled("a", "1"),)
 
 
 def test_csv_rows_span_lines_and_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
@@ -118,11 +276,15 @@ def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path: Path) -
         ("a.jsonl", '{"text": 3}', "a.jsonl, line 1", "text must be a string"),
         ("a.jsonl", '{"prompt": "x", "completion": ""}', "line 1", "completion is empty"),
         ("a.jsonl", '{"instruction": "x", "output": null}', "line 1", "output must be a string"),
+        ("a.jsonl", '{"prompt": "x", "completion": "y", "label": false}', "line 1", "good one"),
+        ("a.jsonl", '{"instruction": "x", "output": "y", "history": 3}', "line 1", "exchanges"),
+        ("a.jsonl", '{"conversations": [], "tools": "[]"}', "line 1", "no assistant turn"),
         ("a.jsonl", '{"text": "x"}\n{"prompt": "x", "completion": "y"}', "line 2", "before it"),
         ("a.csv", "text\na,b\n", "a.csv, line 2", "1 columns"),
         ("a.csv", 'text\n"a" b\n', "a.csv, line 2", "not valid CSV"),
         ("a.csv", "text,text\na,b\n", "a.csv, line 1", "same name"),
-        ("a.parquet", "x", "a.parquet", ".jsonl, .json, .csv, .txt, .md"),
+        ("a.xlsx", "x", "a.xlsx", ".jsonl, .json, .csv, .parquet, .txt, .md"),
+        ("a.parquet", "x", "a.parquet", "cannot be read as Parquet"),
     ],
 )
 def test_broken_files_are_refused_with_their_place(
@@ -142,13 +304,19 @@ def test_broken_files_are_refused_with_their_place(
         ([{"role": "user", "content": PRIVATE}, {"role": "assistant", "content": ""}], "turn 2"),
         (
             [{"role": PRIVATE, "content": "x"}],
-            "turn 1: the role is none of system, user, assistant",
+            "turn 1: the role is none of system, user, human, assistant, gpt",
         ),
         ([{"role": "assistant", "content": [PRIVATE]}], "content must be a string"),
         ([{"role": "assistant", "text": PRIVATE}], "content is missing; there are role, text"),
         ([PRIVATE], "no list of turns"),
         (PRIVATE, "no list of turns"),
         ([], "there is no assistant turn"),
+        ([{"role": "user", "content": "x"}, {**ANSWERED[0], "train": False}], "no assistant turn"),
+        ([{**ANSWERED[0], "weight": 0.5}], "weight is 0 or 1"),
+        ([{"role": "tool", "content": PRIVATE}], "turn 1: the role is tool, but tools are not"),
+        ([{"from": "observation", "value": PRIVATE}], "the from is observation, but tools"),
+        ([*ASKED, {**ANSWERED[0], "tool_calls": [PRIVATE]}], "turn 2: tool_calls would be lost"),
+        ([*ASKED, {**ANSWERED[0], "reasoning_content": PRIVATE}], "reasoning_content would be"),
     ],
 )
 def test_broken_conversations_are_refused_without_their_content(
@@ -162,7 +330,7 @@ def test_broken_conversations_are_refused_without_their_content(
     assert PRIVATE not in str(caught.value)
 
 
-def test_an_unknown_format_lists_its_keys_and_the_four_shapes(tmp_path: Path) -> None:
+def test_an_unknown_format_lists_its_keys_and_the_shapes(tmp_path: Path) -> None:
     """Keys are named unless they look like data, as those of a CSV without a header do."""
     path = _written(tmp_path, "a.csv", f"question,{PRIVATE}\nx,y\n")
     with pytest.raises(DataError) as caught:

@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from fedlora.data.tokens import Tokenizer
+from fedlora.data.tokens import TokenizedExample, Tokenizer
 from fedlora.training.base_model import BaseModel
 
 
@@ -15,6 +15,14 @@ class Tokenized(Protocol):
     @property
     def length(self) -> int:
         """What its place among rows of like length goes by."""
+
+    @property
+    def excess(self) -> int:
+        """Tokens that were cut off because it was too long."""
+
+    @property
+    def sequences(self) -> Sequence[TokenizedExample]:
+        """The sequences that it is read as, each with what of it is learned, for people to see."""
 
     @property
     def ids(self) -> Hashable:
