@@ -187,7 +187,13 @@ def _rounds(recipe: Recipe, site: str, canaries: Canaries, *, noise_off: bool) -
     state = AdapterState.initial(played.base.spec, seed=recipe.seed)
     for number in range(1, recipe.federation.rounds + 1):
         source = canaries.among(noise_stream(recipe, f"audit/{site}/{number}"))
-        steps = CanaryDpSgd(canaries, charge, expected_examples=recipe.batch_size, source=source)
+        steps = CanaryDpSgd(
+            canaries,
+            charge,
+            expected_examples=recipe.batch_size,
+            source=source,
+            rows=recipe.rows_of_example,
+        )
         state = played.train_round_privately(
             state, number=number, mechanism=steps, source=source
         ).state

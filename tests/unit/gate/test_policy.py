@@ -350,7 +350,7 @@ def test_a_number_that_only_looks_like_one_stays():
         ({"bounds": {**BOUNDS, "base_models": []}}, "at least 1 item"),
         ({"bounds": {**BOUNDS, "batch_size": {"min": 9, "max": 8}}}, "which is above max"),
         ({"bounds": {**BOUNDS, "val_set_size": {"min": 0.6, "max": 0.5}}}, "which is above max"),
-        ({"bounds": {**BOUNDS, "objectives": ["dpo"]}}, "Input should be 'sft'"),
+        ({"bounds": {**BOUNDS, "objectives": ["kto"]}}, "Input should be 'sft'"),
         ({"bounds": {**BOUNDS, "methods": []}}, "at least 1 item"),
         ({"approval": "optional"}, "Input should be 'required' or 'none'"),
         ({"update_norm": math.inf}, "finite number"),
