@@ -79,7 +79,8 @@ def _answered(row: Preference, answer: Turn, tokenizer: Tokenizer) -> TokenizedE
 
 
 def _without(tokens: TokenizedExample, cut: slice, *, longest: int) -> TokenizedExample:
-    def kept(values: tuple) -> tuple:  # type: ignore[type-arg]
-        return (*values[: cut.start], *values[cut.stop :])[:longest]
-
-    return TokenizedExample(input_ids=kept(tokens.input_ids), supervised=kept(tokens.supervised))
+    ids, marks = tokens.input_ids, tokens.supervised
+    return TokenizedExample(
+        input_ids=(*ids[: cut.start], *ids[cut.stop :])[:longest],
+        supervised=(*marks[: cut.start], *marks[cut.stop :])[:longest],
+    )
