@@ -19,6 +19,8 @@ class TokenizedPair:
 
     chosen: TokenizedExample
     rejected: TokenizedExample
+    excess: int = 0
+    """Tokens that the longer side lost, because it was too long."""
 
     @property
     def length(self) -> int:
@@ -50,10 +52,10 @@ def tokenize_pair(row: Preference, tokenizer: Tokenizer, *, sequence_len: int) -
     ids = sides[0].input_ids
     head = 1 if ids[0] == tokenizer.bos_token_id else 0
     prompt = min(side.supervised.index(True) for side in sides)
-    excess = max(side.length for side in sides) - sequence_len
+    excess = max(0, *(side.length - sequence_len for side in sides))
     end = head + max(0, min(excess, prompt - max(head, 1)))
     chosen, rejected = (_without(side, slice(head, end), longest=sequence_len) for side in sides)
-    return TokenizedPair(chosen=chosen, rejected=rejected)
+    return TokenizedPair(chosen=chosen, rejected=rejected, excess=excess)
 
 
 def collate_pairs(

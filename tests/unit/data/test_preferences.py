@@ -59,6 +59,7 @@ def test_both_sides_lose_the_same_tokens_of_the_prompt(reader, length):
     assert cut.length == length < whole.length
     assert prompt(cut.chosen) == prompt(cut.rejected)
     lost = whole.length - length
+    assert (whole.excess, cut.excess) == (0, lost)
     for before, after in ((whole.chosen, cut.chosen), (whole.rejected, cut.rejected)):
         if lost < len(prompt(before)):
             assert after.input_ids == before.input_ids[lost:]

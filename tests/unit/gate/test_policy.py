@@ -80,6 +80,7 @@ BROKEN = [
     ({}, ["val_set_size=0.999"], "val_set_size: 0.05 to 0.5 is allowed, but 0.999 is asked"),
     ({}, ["val_set_size=1e-9"], "val_set_size: 0.05 to 0.5 is allowed, but 1e-09 is asked"),
     ({}, ["train_on_inputs=true"], "train_on_inputs: false is allowed, but true is asked"),
+    ({}, ["objective=dpo"], "objectives: sft is allowed, but dpo is asked"),
     ({"lora_r": 7}, [], "lora_r: at most 7 is allowed, but 8 is asked"),
     ({"seeds": [1, 2]}, ["seed=3"], "seeds: 1, 2 is allowed, but 3 is asked"),
     (
@@ -139,6 +140,7 @@ def test_each_bound_refuses_what_is_outside(bounds, overrides, reason):
         ({}, ["val_set_size=0.05"]),
         ({}, ["val_set_size=0.5"]),
         ({"train_on_inputs": True}, ["train_on_inputs=true"]),
+        ({"objectives": ["sft", "dpo"]}, ["objective=dpo"]),
         ({"lora_r": 8}, []),
         ({"seeds": [3]}, ["seed=3"]),
         ({"modules": ["up_proj", "model.layers.0.self_attn.q_proj"]}, []),

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from fedlora.adapter import AdapterState
 from fedlora.data.batches import Batch
-from fedlora.data.examples import Preference, Row
+from fedlora.data.examples import Preference
 from fedlora.data.preferences import TokenizedPair, collate_pairs, tokenize_pair
 from fedlora.data.tokens import Tokenizer
-from fedlora.errors import DataError
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
 from fedlora.training.objectives import dpo_loss, dpo_margins
@@ -23,12 +22,7 @@ class Dpo:
 
     recipe: Recipe
 
-    def tokenize(self, row: Row, tokenizer: Tokenizer) -> TokenizedPair:
-        if not isinstance(row, Preference):
-            raise DataError(
-                f"{row.where}: objective: dpo learns from pairs of answers, but this row has none. "
-                "Give rows with a prompt, chosen and rejected, or take another objective."
-            )
+    def tokenize(self, row: Preference, tokenizer: Tokenizer) -> TokenizedPair:
         return tokenize_pair(row, tokenizer, sequence_len=self.recipe.sequence_len)
 
     def collate(
