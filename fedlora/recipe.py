@@ -82,6 +82,19 @@ class Recipe(TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys)
         return self
 
     @model_validator(mode="after")
+    def _beginning_fits(self) -> Self:
+        if self.init_from and self.federation.facts.personal:
+            raise ValueError(
+                f"federation.method {self.federation.method} begins with factors of zero at each "
+                "site, but init_from names an adapter: take another method"
+            )
+        if self.lock and (self.lock.beginning is None) != (self.init_from is None):
+            raise ValueError(
+                "init_from is not what the recipe was locked to: remove the lock, and lock it anew"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cohort_fits(self) -> Self:
         cohort, sites = self.federation.cohort_size, len(self.site_names)
         if cohort and cohort > sites:

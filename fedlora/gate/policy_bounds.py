@@ -133,6 +133,11 @@ class Bounds(Section):
             yield _line("val_set_size", allowed, f"{recipe.val_set_size:g}")
         if recipe.train_on_inputs and not self.train_on_inputs:
             yield _line("train_on_inputs", "false", "true")
+        if recipe.init_from is not None:
+            yield (
+                "init_from: an adapter that the aggregator chose can be a crafted one, so that "
+                f"recipe {recipe.digest} is allowed by its digest alone: add it to policy.recipes"
+            )
         if recipe.objective not in self.objectives:
             yield _line("objectives", ", ".join(self.objectives), recipe.objective)
         if self.seeds != "any" and recipe.seed not in self.seeds:

@@ -187,13 +187,13 @@ class Site:
             on_step=on_step,
         )
 
-    def evaluate(self, state: AdapterState) -> Evaluation:
-        """Return the loss of the base with ``state`` on the held-out rows."""
+    def evaluate(self, state: AdapterState | None) -> Evaluation:
+        """Return the loss of the base with ``state``, or alone, on the held-out rows."""
         batches, measure = self._micro_batches(self.held_out_rows), self.objective.measure
         return evaluate(self.base, state, batches, measure=measure)
 
-    def evaluate_public(self, state: AdapterState) -> Evaluation:
-        """Return the loss of the base with ``state`` on the public text, whatever is learned."""
+    def evaluate_public(self, state: AdapterState | None) -> Evaluation:
+        """Return the loss of the base with ``state``, or alone, on the public text."""
         reader = replace(self, objective=Sft(self.recipe), held_out_rows=self.public_rows)
         return reader.evaluate(state)
 
@@ -207,7 +207,7 @@ class Site:
         batches, measure = self._micro_batches(rows), self.objective.measure
         return example_losses(self.base, state, batches, measure=measure)
 
-    def clipped_loss_sum(self, state: AdapterState, *, largest: float) -> float:
+    def clipped_loss_sum(self, state: AdapterState | None, *, largest: float) -> float:
         """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
         batches, measure = self._padded_alone(self.held_out_rows), self.objective.measure
         return clipped_loss_sum(self.base, state, batches, largest=largest, measure=measure)
