@@ -260,6 +260,19 @@ def test_an_objective_has_keys_of_its_own(text, says):
     assert says in refusal(LEAST + text)
 
 
+def test_a_beginning_is_an_adapter_for_all():
+    """Not for a method whose sites begin with factors of their own, nor for another's lock."""
+    begun = LEAST + "init_from: adapter\n"
+    assert read(begun).init_from == "adapter"
+    assert "take another method" in refusal(begun + "federation: {method: share-a}\n")
+    lock = (
+        f"lock: {{base_model: b, base_digest: {'a' * 64}, weights_digest: {'b' * 64}, "
+        f"tokenizer_digest: {'c' * 64}, target_modules: [q], modules: [[q, 1, 1]]}}\n"
+    )
+    assert read(LEAST + lock).lock
+    assert "init_from is not what the recipe was locked to" in refusal(begun + lock)
+
+
 def test_a_pair_is_two_rows_of_a_batch():
     """And one example, of which a step has as many as of any other."""
     pairs, answers = read(LEAST + "objective: dpo\n"), read(LEAST)

@@ -363,3 +363,12 @@ def test_a_policy_that_is_not_clear_is_none(values, reason):
     """Nothing is guessed: the operator says again what is meant."""
     with pytest.raises(ValidationError, match=reason):
         Policy.model_validate(values)
+
+
+def test_bounds_allow_no_adapter_that_the_aggregator_chose():
+    """It can be a crafted one, so that the operator names the recipe that begins with it."""
+    asked = recipe("init_from=adapter")
+    [line] = reasons(policy(), asked)
+    assert line.startswith("  init_from: an adapter that the aggregator chose can be a crafted")
+    assert asked.digest in line
+    assert reasons(Policy(recipes=(asked.digest,)), asked) == []
