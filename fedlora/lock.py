@@ -24,6 +24,17 @@ class BaseDigests(Section):
     """Of the template's text; absent where the base has none."""
 
 
+class Beginning(Section):
+    """The adapter that training begins with, where the recipe's seed does not say it."""
+
+    release: Digest | None = None
+    """The release whose it is; absent where it is none's."""
+    a_digest: Digest
+    """SHA-256 over the values of all factors A, as float32, in an adapter's order."""
+    b_digest: Digest
+    """Likewise of all B."""
+
+
 class Lock(BaseDigests):
     """The base model that a recipe means, and the modules that it adapts there.
 
@@ -40,3 +51,5 @@ class Lock(BaseDigests):
     """What PEFT needs in order to find the adapted modules again."""
     modules: Annotated[tuple[Module, ...], Field(strict=False, min_length=1)]
     """The adapted modules, in the order in which their factors lie in an adapter."""
+    beginning: Beginning | None = None
+    """What ``init_from`` was when the recipe was locked."""

@@ -20,6 +20,7 @@ from fedlora.sections import (
     DataKeys,
     Federation,
     LoraKeys,
+    ObjectiveKeys,
     Privacy,
     RunKeys,
     Simulation,
@@ -35,7 +36,8 @@ _PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 """Other defaults of the federation, by the privacy unit."""
 
 
-class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last comes first in YAML
+# The last comes first in YAML.
+class Recipe(TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):
     """The whole run."""
 
     privacy: Privacy = Field(
@@ -70,6 +72,27 @@ class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last c
             raise ValueError(f"the datasets name {named} sites, but federation.sites is {sites}")
         federation = self.federation.model_copy(update={"sites": named or sites or 4})
         object.__setattr__(self, "federation", federation)
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if self.objective != "sft" and self.train_on_inputs:
+            raise ValueError(
+                f"train_on_inputs has no effect with objective: {self.objective}: remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _beginning_fits(self) -> Self:
+        if self.init_from and self.federation.facts.personal:
+            raise ValueError(
+                f"federation.method {self.federation.method} begins with factors of zero at each "
+                "site, but init_from names an adapter: take another method"
+            )
+        if self.lock and (self.lock.beginning is None) != (self.init_from is None):
+            raise ValueError(
+                "init_from is not what the recipe was locked to: remove the lock, and lock it anew"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedlora.training.base_model import BaseModel
 from fedlora.training.base_model.trained_part import TrainedPart
-from fedlora.training.objectives import sft_loss
+from fedlora.training.objectives import Objective, sft_loss
 from tests.tiny_models import Tokens
 
 
@@ -22,11 +22,18 @@ def clipped_sum(gradients: list[Tensor], clip_norm: float) -> Tensor:
     return total
 
 
-def alone(base: BaseModel, batch: Tokens, trained: TrainedPart) -> list[Tensor]:
-    """Return each example's flat gradient from autograd, alone in its batch and without padding."""
+def alone(
+    base: BaseModel,
+    batch: Tokens,
+    trained: TrainedPart,
+    *,
+    objective: Objective = sft_loss,
+    rows: int = 1,
+) -> list[Tensor]:
+    """Return each example's flat gradient from autograd, alone in its batch, of ``rows`` rows."""
     gradients = []
-    for row in range(len(batch.labels)):
-        sft_loss(base, batch.row(row)).sum().backward()
+    for index in range(len(batch.labels) // rows):
+        objective(base, batch.example(index, rows=rows)).sum().backward()
         trained.take_gradients()
         gradients.append(torch.cat([tensor.grad.flatten() for tensor in trained.tensors]))
         for tensor in trained.tensors:

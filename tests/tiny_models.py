@@ -24,7 +24,7 @@ from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel, resolve
 from fedlora.training.base_model.network import quietly
 from fedlora.training.base_model.trained_part import TrainedPart
-from fedlora.training.objectives import Objective, sft_loss
+from fedlora.training.objectives import Objective, dpo_loss, dpo_margins, sft_loss
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 2048,
@@ -50,11 +50,20 @@ class Tokens:
     input_ids: Tensor
     labels: Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Supervised tokens."""
+        return int((self.labels[:, 1:] != -100).sum())
+
     def row(self, index: int) -> "Tokens":
-        """Return one example without its padding."""
-        length = int((self.input_ids[index] != 0).sum())
-        rows = slice(index, index + 1)
-        return Tokens(self.input_ids[rows, :length], self.labels[rows, :length])
+        """Return one row without its padding."""
+        return self.example(index, rows=1)
+
+    def example(self, index: int, *, rows: int) -> "Tokens":
+        """Return an example of so many rows, padded as they need it."""
+        own = slice(index * rows, (index + 1) * rows)
+        length = int((self.input_ids[own] != 0).sum(dim=1).max())
+        return Tokens(self.input_ids[own, :length], self.labels[own, :length])
 
 
 def tiny_recipe(**keys: Any) -> Recipe:
@@ -97,10 +106,11 @@ def private_sum(
     *,
     clip_norm: float,
     objective: Objective = sft_loss,
+    rows: int = 1,
 ) -> ClippedSum:
     """Return what a private step sums up before it adds noise."""
     total = ClippedSum([tensor.numel() for tensor in trained.tensors], clip_norm=clip_norm)
-    with per_sample_gradients(trained) as per_sample:
+    with per_sample_gradients(trained, rows=rows) as per_sample:
         for batch in micro_batches:
             losses = objective(base, batch)
             losses.sum().backward()
@@ -129,3 +139,12 @@ def new_llama(name: str) -> LlamaForCausalLM:
         model = LlamaForCausalLM(config)
     model.name_or_path = name
     return model
+
+
+def dpo_of(reference: AdapterState | None = None, *, beta: float = 0.1) -> Objective:
+    """Return preference tuning against the base alone, or another adapter."""
+
+    def losses(base: BaseModel, batch: Tokens) -> Tensor:
+        return dpo_loss(dpo_margins(base, batch, reference=reference), beta=beta)
+
+    return losses

@@ -61,6 +61,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "adapter", f"{shape}, {adapter.parameters:,} parameters"
     parent = f", after {origin.parent[:12]}" if origin.parent else ""
     yield "from", f"run {origin.run}, round {origin.round} of {origin.rounds}{parent}"
+    if origin.began_with:
+        yield "began with", f"release {origin.began_with[:12]}"
     yield "sites", _sites(manifest)
     cut = manifest.aggregation.truncation_error
     lost = "" if cut is None else f", {100 * cut:.2g} % cut off"

@@ -1,9 +1,11 @@
 """What comes in: an adapter that was crafted can amplify what a base memorised, or project data.
 
-So the first must be what the recipe's public seed gives, and each one after it stays within bounds
-that the operator sets. What is bounded is how far the base is changed, not what the change means.
+So the first must be what the recipe's public seed gives, or the adapter that the recipe was locked
+to begin with, and each one after it stays within bounds that the operator sets. What is bounded is
+how far the base is changed, not what the change means.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from fedlora.adapter import AdapterState, Factor
 from fedlora.errors import PolicyError
 from fedlora.gate.policy import AdapterBounds
 from fedlora.recipe import Recipe
+from fedlora.tensor_file import raw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +41,12 @@ def require_adapter(
 
     Guarantees:
         - All values are finite, and no module's spectral norm is above ``bounds``.
-        - Before the first round it is what the recipe's seed gives, value for value.
+        - Before the first round it is what the recipe's seed gives, or what the recipe was locked
+          to begin with, value for value.
         - A factor that the recipe's method never changes is that of the beginning, in all rounds.
         - Since the last one seen, or the beginning, no module grew more than ``bounds`` allows in
-          so many rounds.
+          so many rounds. Of a run that begins with a trained adapter, which this site has not seen,
+          nobody here knows by how much.
 
     Args:
         state: as received.
@@ -59,7 +64,8 @@ def require_adapter(
     _require_origin(state, number=number, recipe=recipe)
     norms = products.spectral_norms(state)
     before = seen or Seen(rounds=0, norms={})
-    rounds = number - before.rounds
+    begun = recipe.lock is not None and recipe.lock.beginning is not None
+    rounds = 0 if begun and seen is None else number - before.rounds
     for module, norm in norms.items():
         if norm > bounds.spectral_norm:
             raise PolicyError(
@@ -80,6 +86,9 @@ def _require_origin(state: AdapterState, *, number: int, recipe: Recipe) -> None
     unchanged = constant_factors(recipe) if number else frozenset[Factor]({"A", "B"})
     if not unchanged:
         return
+    if recipe.lock and recipe.lock.beginning:
+        require_beginning(state, recipe, factors=unchanged)
+        return
     beginning = dict(AdapterState.initial(state.spec, seed=recipe.seed).factors())
     for tensor, values in state.factors():
         if tensor.factor in unchanged and not torch.equal(values, beginning[tensor]):
@@ -92,6 +101,38 @@ def _require_origin(state: AdapterState, *, number: int, recipe: Recipe) -> None
                 f"The received {tensor.name} is not what the recipe's seed {recipe.seed} gives, "
                 f"but {why}."
             )
+
+
+def require_beginning(
+    state: AdapterState,
+    recipe: Recipe,
+    *,
+    factors: frozenset[Factor] = frozenset({"A", "B"}),
+) -> None:
+    """Do nothing if factors are those of the adapter that the recipe was locked to begin with.
+
+    Raises:
+        PolicyError: they are others.
+    """
+    beginning = recipe.lock.beginning if recipe.lock else None
+    if beginning is None:
+        return
+    locked: Mapping[Factor, str] = {"A": beginning.a_digest, "B": beginning.b_digest}
+    for factor in sorted(factors):
+        if factor_digest(state, factor) != locked[factor]:
+            raise PolicyError(
+                f"The factors {factor} are not those of the adapter that the recipe was locked to "
+                f"begin with ({recipe.init_from!r:.80})."
+            )
+
+
+def factor_digest(state: AdapterState, factor: Factor) -> str:
+    """Return the SHA-256, in hexadecimal, over the values of all tensors of a factor."""
+    total = hashlib.sha256()
+    for tensor, values in state.factors():
+        if tensor.factor == factor:
+            total.update(raw(values.contiguous()))
+    return total.hexdigest()
 
 
 def constant_factors(recipe: Recipe) -> frozenset[Factor]:

@@ -69,8 +69,10 @@ class Bounds(Section):
         description="name the digest of each base model that may be trained on"
     )
     privacy: LeastPrivacy = Field(description="say the least that must be promised: {unit: …}")
-    objectives: Annotated[tuple[Literal["sft"], ...], Field(strict=False, min_length=1)] = ("sft",)
-    """What may be learned from rows; recipes have no other objective yet."""
+    objectives: Annotated[tuple[Literal["sft", "dpo"], ...], Field(strict=False, min_length=1)] = (
+        "sft",
+    )
+    """What may be learned from rows."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     """At most, like the three that follow: together they bound what a step can do."""
     scaling: Annotated[float, Field(gt=0)] = 16
@@ -131,6 +133,13 @@ class Bounds(Section):
             yield _line("val_set_size", allowed, f"{recipe.val_set_size:g}")
         if recipe.train_on_inputs and not self.train_on_inputs:
             yield _line("train_on_inputs", "false", "true")
+        if recipe.init_from is not None:
+            yield (
+                "init_from: an adapter that the aggregator chose can be a crafted one, so that "
+                f"recipe {recipe.digest} is allowed by its digest alone: add it to policy.recipes"
+            )
+        if recipe.objective not in self.objectives:
+            yield _line("objectives", ", ".join(self.objectives), recipe.objective)
         if self.seeds != "any" and recipe.seed not in self.seeds:
             yield _line("seeds", ", ".join(map(str, self.seeds)), str(recipe.seed))
         if federation.method not in self.methods:

@@ -111,6 +111,8 @@ def _training(manifest: Manifest) -> str:
     if cohort.sites is not None:
         named = ", ".join(f"`{site}`" for site in cohort.sites)
         text += f" In it are updates of {named} (pseudonyms)."
+    if origin.began_with:
+        text += f" Training began with release `{origin.began_with}`."
     if origin.parent:
         text += f" It follows release `{origin.parent}`."
     return text

@@ -69,6 +69,26 @@ def verify(folder: Path, *, key: PublicKey) -> Release:
     payload = small_file(folder / MANIFEST, most=LARGEST_MANIFEST)
     text = small_file(folder / SIGNATURE, most=LARGEST_SIGNATURE)
     manifest = signed_manifest(payload, text, key=key, source=str(folder / MANIFEST))
+    return _complete(folder, manifest)
+
+
+def unsigned(folder: Path) -> Release | None:
+    """Return a release whose bytes were checked against its manifest, whoever has written that.
+
+    None where there is no manifest. It is for what has been verified before, or is one's own.
+
+    Raises:
+        ReleaseError: a byte is another, a file is missing, too many or a link.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    manifest = Manifest.from_json(small_file(path, most=LARGEST_MANIFEST), source=str(path))
+    return _complete(folder, manifest)
+
+
+def _complete(folder: Path, manifest: Manifest) -> Release:
+    """Return a release whose files are what its manifest says."""
     require_names(folder, manifest)
     for name, file in manifest.files.items():
         require_file(folder / name, file)

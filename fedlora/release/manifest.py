@@ -91,6 +91,8 @@ class Origin(Section):
     parent: Digest | None = None
     """The release that it follows, under the same name: what the promoted alias pointed to when it
     was made, and what the gate holds it against. Of a merged model it is its adapter's."""
+    began_with: Digest | None = None
+    """The release whose adapter training began with, by ``init_from``."""
     site: Pseudonym | None = None
     """Whose own factors are in it, where factors are personal."""
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedlora.release.manifest import Base, File, Manifest
+from fedlora.release.manifest import Base, File, Manifest, Origin
 
 PROVENANCE = "provenance.json"
 """Its file in a release's folder."""
@@ -39,7 +39,7 @@ def provenance(manifest: Manifest, subjects: Mapping[str, File]) -> str:
             "method": manifest.aggregation.method,
             "privacyUnit": manifest.privacy.unit,
         },
-        "resolvedDependencies": _base(manifest.base),
+        "resolvedDependencies": [*_beginning(manifest.origin), *_base(manifest.base)],
     }
     invocation = f"{manifest.origin.run}/{manifest.origin.round}"
     return _statement(
@@ -89,6 +89,12 @@ def _statement(
         },
     }
     return json.dumps(statement, indent=2) + "\n"
+
+
+def _beginning(origin: Origin) -> list[dict[str, Any]]:
+    """Return the release that training began with, if it began with one."""
+    release = origin.began_with
+    return [{"name": "init_from", "digest": {"sha256": release}}] if release else []
 
 
 def _base(base: Base) -> list[dict[str, Any]]:

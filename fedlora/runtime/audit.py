@@ -28,6 +28,7 @@ from fedlora.privacy.charge import Charge
 from fedlora.recipe import Recipe
 from fedlora.runtime import simulation
 from fedlora.runtime.account import noise_stream
+from fedlora.runtime.beginning import beginning_of
 from fedlora.runtime.charges import training_charge
 from fedlora.runtime.events import Observer
 from fedlora.runtime.plan import plan
@@ -184,10 +185,16 @@ def _rounds(recipe: Recipe, site: str, canaries: Canaries, *, noise_off: bool) -
     charge = training_charge(recipe, site, steps=recipe.federation.local_steps)
     if noise_off:
         charge = replace(charge, noise_multiplier=0.0)
-    state = AdapterState.initial(played.base.spec, seed=recipe.seed)
+    state = beginning_of(recipe, played.base.spec)
     for number in range(1, recipe.federation.rounds + 1):
         source = canaries.among(noise_stream(recipe, f"audit/{site}/{number}"))
-        steps = CanaryDpSgd(canaries, charge, expected_examples=recipe.batch_size, source=source)
+        steps = CanaryDpSgd(
+            canaries,
+            charge,
+            expected_examples=recipe.batch_size,
+            source=source,
+            rows=recipe.rows_of_example,
+        )
         state = played.train_round_privately(
             state, number=number, mechanism=steps, source=source
         ).state

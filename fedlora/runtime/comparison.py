@@ -74,7 +74,9 @@ def train_baselines(run: RunFolder, *, observe: Observer) -> None:
     for trainer, steps in trainings:
         if trainer.name not in kept:
             tell = partial(_tell, observe, trainer.name, before=done, total=total)
-            kept[trainer.name] = _train_and_measure(trainer, sites, steps=steps, on_step=tell)
+            kept[trainer.name] = _train_and_measure(
+                trainer, sites, beginning=run.beginning(), steps=steps, on_step=tell
+            )
             run.keep_baselines(kept)
         done += steps
 
@@ -87,12 +89,13 @@ def _train_and_measure(
     trainer: Site,
     sites: Iterable[Site],
     *,
+    beginning: AdapterState,
     steps: int,
     on_step: Callable[[int, float], None],
 ) -> dict[str, list[float]]:
     spec, recipe = trainer.base.spec, trainer.recipe
     result = trainer.train(
-        AdapterState.initial(spec, seed=recipe.seed),
+        beginning,
         part=spec.part(rank=recipe.rank_of(trainer.name)),
         first_step=0,
         steps=steps,

@@ -4,6 +4,7 @@ from fedlora.adapter import AdapterSpec, TensorSpec
 from fedlora.errors import RecipeError
 from fedlora.lock import BaseDigests, Lock
 from fedlora.recipe import Recipe
+from fedlora.runtime.beginning import beginning_lock
 
 
 def locked(recipe: Recipe, spec: AdapterSpec, digests: BaseDigests) -> Recipe:
@@ -13,6 +14,10 @@ def locked(recipe: Recipe, spec: AdapterSpec, digests: BaseDigests) -> Recipe:
         recipe: of the run.
         spec: of its global adapter.
         digests: of the base's parts.
+
+    Raises:
+        AdapterError: ``init_from`` holds no adapter that fits.
+        ReleaseError: it is a release's folder, and a byte is not what was published.
     """
     shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
     names = dict.fromkeys(tensor.module for tensor in spec.tensors)
@@ -23,6 +28,7 @@ def locked(recipe: Recipe, spec: AdapterSpec, digests: BaseDigests) -> Recipe:
         target_modules=spec.target_modules,
         **digests.model_dump(),
         modules=tuple((m, shapes[f"{m}.lora_B"][0], shapes[f"{m}.lora_A"][1]) for m in names),
+        beginning=beginning_lock(recipe, spec),
     )
     return recipe.model_copy(update={"lock": lock})
 

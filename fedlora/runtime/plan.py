@@ -8,6 +8,7 @@ from pathlib import Path
 from fedlora.data.partition import SiteExamples, site_examples
 from fedlora.data.public_text import public_examples
 from fedlora.recipe import Recipe
+from fedlora.runtime.beginning import beginning_of
 from fedlora.runtime.charges import held_out_records
 from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
 from fedlora.training.base_model import BaseFacts, describe
@@ -58,6 +59,8 @@ def plan(recipe: Recipe) -> Plan:
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
         BaseModelError: the base model is not there or has no such modules.
+        AdapterError: ``init_from`` holds no adapter that fits.
+        ReleaseError: it is a release's folder, and a byte is not what was published.
     """
     recipe, sites = _located(recipe), []
     if text := recipe.publish.forgetting:
@@ -73,7 +76,10 @@ def plan(recipe: Recipe) -> Plan:
                 digest=hashlib.sha256(_text(examples).encode()).hexdigest(),
             )
         )
-    return Plan(recipe=recipe, base=describe(recipe), sites=tuple(sites))
+    base = describe(recipe)
+    if recipe.init_from and recipe.lock is None:  # a run that has begun has its own copy
+        beginning_of(recipe, base.spec)
+    return Plan(recipe=recipe, base=base, sites=tuple(sites))
 
 
 def _text(examples: SiteExamples) -> str:
@@ -91,6 +97,8 @@ def _located(recipe: Recipe) -> Recipe:
         text = text.model_copy(update={"path": _absolute(text.path)})
         publish = publish.model_copy(update={"forgetting": text})
     update = {"datasets": tuple(datasets), "base_model": _absolute(recipe.base_model)}
+    if recipe.init_from:
+        update["init_from"] = _absolute(recipe.init_from)
     return recipe.model_copy(update={**update, "publish": publish})
 
 

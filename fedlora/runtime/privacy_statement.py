@@ -42,6 +42,11 @@ _RECORDS_NOT_HIDDEN = (
     "or copies at k sites, ε is up to k times as large, and δ larger still. So do later runs on "
     "the same data, which a site's ledger counts if it is kept (FEDLORA_SITES)."
 )
+_BEGUN = (
+    "Training began with an adapter that was given (init_from). It counts as public: what it tells "
+    "of the data that it was trained on is not part of this promise, and adds to it where they are "
+    "the same data."
+)
 _FLOATS = (
     "The noise is made of floating-point numbers. Each value is the sum of four draws, which makes "
     "attacks on their low bits hard: a mitigation, not a proof."
@@ -75,11 +80,12 @@ def statement(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Sequence[
         f"{privacy.unit.capitalize()}-level differential privacy: ε is {privacy.epsilon:g} at δ "
         f"{privacy.delta:g} over the whole run."
     )
+    begun = [_BEGUN] if recipe.init_from else []
     void = [_VOID] if recipe.simulation.reproducible_noise else []
     if privacy.unit == "example":
-        return [*void, headline, _of_examples(recipe), _RECORDS_NOT_HIDDEN, _FLOATS]
+        return [*void, headline, _of_examples(recipe), *begun, _RECORDS_NOT_HIDDEN, _FLOATS]
     promises = _of_clients(recipe), _of_readers(recipe, records)
-    return [*void, headline, *promises, _CLIENTS_NOT_HIDDEN, _FLOATS]
+    return [*void, headline, *promises, *begun, _CLIENTS_NOT_HIDDEN, _FLOATS]
 
 
 def _of_examples(recipe: Recipe) -> str:

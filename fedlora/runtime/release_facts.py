@@ -103,12 +103,14 @@ class Facts:
 
     def origin(self, run: str, *, parent: str | None) -> Origin:
         """Return where the release comes from."""
+        beginning = self.recipe.lock.beginning if self.recipe.lock else None
         return Origin(
             run=run,
             round=len(self.records) - 1,
             rounds=self.recipe.federation.rounds,
             recipe=self.recipe.digest,
             parent=parent,
+            began_with=beginning.release if beginning else None,
             site=self.pseudonym(self.site) if self.site else None,
         )
 

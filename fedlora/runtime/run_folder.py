@@ -4,6 +4,8 @@
 
     recipe.yaml      as resolved
     spec.json        the adapter's specification
+    beginning.safetensors
+                     the adapter that training begins with, if the recipe names one
     data.json        digests of the sites' rows, so that a resumed run trains on the same; without
                      privacy alone
     rounds.jsonl     one record a round
@@ -34,8 +36,10 @@ from fedlora import atomic
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe, read_recipe
+from fedlora.runtime.beginning import beginning_of
 from fedlora.tensor_file import pieces
 
+_BEGINNING = "beginning.safetensors"
 _KEEP = 2
 """Checkpoints that are kept: the last, and the one before in case a disk loses the last."""
 
@@ -68,13 +72,20 @@ class RunFolder:
         """Make ``runs/<name>-<time>`` and write the recipe and the specification into it.
 
         Raises:
+            AdapterError: ``init_from`` holds no adapter that fits.
+            PolicyError: it holds another than the recipe was locked to.
+            ReleaseError: it is a release's folder, and a byte is not what was published.
             StorageError: the folder cannot be written.
         """
+        beginning = beginning_of(recipe, spec) if recipe.init_from else None
         path = stamped_folder(runs, recipe.name)
         try:
             with atomic.new_folder(path) as folder:
                 (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
                 (folder / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+                if beginning is not None:
+                    with (folder / _BEGINNING).open("wb") as file:
+                        file.writelines(pieces({"adapter": beginning.values}))
                 (folder / "data.json").write_text(json.dumps(dict(data)), encoding="utf-8")
         except BaseException:
             with suppress(OSError):  # it is complete if Ctrl-C came late
@@ -177,6 +188,23 @@ class RunFolder:
         for path in [*unfinished, *self._checkpoints()[:-_KEEP]]:
             shutil.rmtree(path, ignore_errors=True)
 
+    def beginning(self) -> AdapterState:
+        """Return the adapter that training begins with.
+
+        Raises:
+            RunError: the recipe names one, and the run's copy of it cannot be read.
+        """
+        path, recipe = self.path / _BEGINNING, self.recipe()
+        if recipe.init_from is None:
+            return AdapterState.initial(self.spec(), seed=recipe.seed)
+        try:
+            return AdapterState(spec=self.spec(), values=load_file(path)["adapter"])
+        except Exception as error:  # whatever a damaged file provokes
+            raise RunError(
+                f"{path}: the adapter that the run begins with cannot be read ({error}). Start a "
+                "new run."
+            ) from error
+
     def load(self) -> Checkpoint:
         """Return the last checkpoint, or the beginning, and mend ``rounds.jsonl`` to agree with it.
 
@@ -185,8 +213,7 @@ class RunFolder:
         """
         paths = self._checkpoints()
         if not paths:
-            adapter = AdapterState.initial(self.spec(), seed=self.recipe().seed)
-            return Checkpoint(round=0, adapter=adapter)
+            return Checkpoint(round=0, adapter=self.beginning())
         checkpoint = self._read(paths[-1])
         self._append_record(checkpoint)
         return checkpoint

@@ -15,6 +15,7 @@ from fedlora.sections.datasets import (
 )
 from fedlora.sections.federation import Federation
 from fedlora.sections.lora import LoraKeys
+from fedlora.sections.objective import ObjectiveKeys
 from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
@@ -37,6 +38,7 @@ __all__ = [
     "Federation",
     "LoraKeys",
     "Name",
+    "ObjectiveKeys",
     "Privacy",
     "PrivacyUnit",
     "RowType",

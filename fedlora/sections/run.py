@@ -11,4 +11,6 @@ class RunKeys(Section):
     """The run itself."""
 
     name: Name = "run"
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of a release, or of another adapter in PEFT's format, that training begins with."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -1,22 +1,25 @@
 """How well a base model predicts held-out text, alone or with an adapter."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedlora.adapter import AdapterState
 from fedlora.training.base_model import BaseModel
-from fedlora.training.batch import Batch
 from fedlora.training.objectives import token_losses
+
+Measure: TypeAlias = Callable[[BaseModel, Any], tuple[Tensor, Tensor]]
+"""Gives each example's loss in nats, and what it counts for: its tokens, or 1 for a whole pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Loss over supervised tokens; evaluations of disjoint rows add up exactly."""
+    """Loss over supervised tokens, or over pairs; evaluations of disjoint rows add up exactly."""
 
     loss_sum: float
     """In nats, over all tokens."""
@@ -41,7 +44,13 @@ class Evaluation:
         )
 
 
-def evaluate(base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]) -> Evaluation:
+def evaluate(
+    base: BaseModel,
+    state: AdapterState | None,
+    batches: Iterable[Any],
+    *,
+    measure: Measure = token_losses,
+) -> Evaluation:
     """Return the loss on ``batches`` with the adapter ``state``, or of the base alone if ``None``.
 
     The base keeps ``state`` as its adapter and stays in evaluation mode.
@@ -50,31 +59,40 @@ def evaluate(base: BaseModel, state: AdapterState | None, batches: Iterable[Batc
         AdapterError: the adapter does not fit the base.
     """
     total = Evaluation(loss_sum=0.0, tokens=0)
-    for losses, tokens in _token_losses(base, state, batches):
+    for losses, tokens in _measured(base, state, batches, measure=measure):
         loss_sum = float(losses.sum(dtype=torch.float64))
         total += Evaluation(loss_sum=loss_sum, tokens=int(tokens.sum()))
     return total
 
 
 def example_losses(
-    base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]
+    base: BaseModel,
+    state: AdapterState | None,
+    batches: Iterable[Any],
+    *,
+    measure: Measure = token_losses,
 ) -> list[float]:
-    """Return the mean loss per token of each example, in nats, as ``evaluate`` sums them.
+    """Return the mean loss of each example, in nats, as ``evaluate`` sums them.
 
     Raises:
         AdapterError: the adapter does not fit the base.
     """
     return [
         loss
-        for losses, tokens in _token_losses(base, state, batches)
+        for losses, tokens in _measured(base, state, batches, measure=measure)
         for loss in (losses.double() / tokens.clamp(min=1)).tolist()
     ]
 
 
 def clipped_loss_sum(
-    base: BaseModel, state: AdapterState, batches: Iterable[Batch], *, largest: float
+    base: BaseModel,
+    state: AdapterState | None,
+    batches: Iterable[Any],
+    *,
+    largest: float,
+    measure: Measure = token_losses,
 ) -> float:
-    """Return the sum over the examples of their mean losses per token, each cut to ``largest``.
+    """Return the sum over the examples of their mean losses, each cut to ``largest``.
 
     Guarantees:
         An example more or less changes the sum by at most ``largest``: a loss that is not a number
@@ -84,20 +102,20 @@ def clipped_loss_sum(
         AdapterError: the adapter does not fit the base.
     """
     total = 0.0
-    for losses, tokens in _token_losses(base, state, batches):
+    for losses, tokens in _measured(base, state, batches, measure=measure):
         means = (losses.double() / tokens.clamp(min=1)).nan_to_num(nan=largest)
         total += float(means.clamp(min=0, max=largest).sum())
     return total
 
 
 @torch.no_grad()
-def _token_losses(
-    base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]
+def _measured(
+    base: BaseModel, state: AdapterState | None, batches: Iterable[Any], *, measure: Measure
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch's summed losses and supervised tokens, example by example."""
+    """Yield each batch's losses and what they count for, example by example."""
     if state is not None:
         base.load_adapter(state)
     base.model.eval()
     with base.adapter_off() if state is None else nullcontext():
         for batch in batches:
-            yield token_losses(base, batch)
+            yield measure(base, batch)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.cli.simulate import DEMO
-from fedlora.recipe import read_recipe
+from fedlora.recipe import Recipe, read_recipe
 from fedlora.release.folder import Release
 from fedlora.release.home import target_of
 from fedlora.release.pull import Puller
@@ -36,6 +36,29 @@ def pulled(server: ServerFolder, name: str, path: Path) -> Release:
     puller = Puller(source, file.key, home=path / "home")
     wait_until(lambda: "production" in puller.index(name).aliases)
     return puller.pull(f"{name}@production")
+
+
+def two_sites(*overrides: str) -> Recipe:
+    """Return the demo for two of its sites, and one round."""
+    recipe = read_recipe(DEMO, overrides=(*SMALLER, "federation.rounds=1", *overrides))
+    kept = [dataset for dataset in recipe.datasets if dataset.site in {"gui", "net"}]
+    values = recipe.model_dump(mode="json", exclude={"lock"})
+    values["datasets"] = [dataset.model_dump(mode="json") for dataset in kept]
+    values["federation"] |= {"sites": None}
+    return Recipe.model_validate(values)
+
+
+def test_a_deployment_goes_on_from_a_release(tmp_path):
+    """The aggregator has no base and the sites no release: the lock says what it begins with."""
+    first = simulation.start(plan(two_sites()), runs=tmp_path / "runs")
+    simulation.simulate(first, observe=lambda _: None)
+    recipe = two_sites(f"init_from={first.release}")
+    simulated = simulation.start(plan(recipe), runs=tmp_path / "runs")
+    simulation.simulate(simulated, observe=lambda _: None)
+    with Loopback(tmp_path / "deployment", recipe) as deployment:
+        run = deployment.run()
+    assert [r["refused"] for r in run.records()] == [{}, {}]
+    assert digest(run) == digest(simulated) != digest(first)
 
 
 def test_a_deployment_gives_the_very_adapter_of_the_simulation(tmp_path):

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from fedlora.privacy.dp_sgd.clipping import ClippedSum
 from fedlora.training.base_model import BaseModel
 from fedlora.training.objectives import sft_loss
-from tests.tiny_models import Tokens, private_sum, random_tokens, tiny_base
+from tests.tiny_models import Tokens, dpo_of, private_sum, random_tokens, tiny_base
 
 LENGTHS = st.lists(st.integers(3, 12), min_size=1, max_size=6)
+PAIRS = st.lists(st.tuples(st.integers(3, 12), st.integers(3, 12)), min_size=1, max_size=4)
 BOUNDS = st.floats(1e-6, 1e3)
 PARTS = st.tuples(st.sampled_from(["A", "B", "AB"]), st.integers(1, 8))
 BROKEN = st.sampled_from([math.nan, math.inf, -math.inf])
@@ -30,7 +31,7 @@ def tiny_llama() -> BaseModel:
 
 
 def cut(batch: Tokens, rows: list[int], sizes: list[int]) -> list[Tokens]:
-    """Return some rows of a batch in micro-batches of these sizes; the last takes what is left."""
+    """Return some rows of a batch in micro-batches of so many; the last takes what is left."""
     pieces, rest = [], rows
     for size in [*sizes, len(rows)]:
         piece, rest = rest[:size], rest[size:]
@@ -39,10 +40,11 @@ def cut(batch: Tokens, rows: list[int], sizes: list[int]) -> list[Tokens]:
     return pieces
 
 
-def summed(pieces: list[Tokens], part, bound, objective=sft_loss) -> torch.Tensor:
+def summed(pieces: list[Tokens], part, bound, objective=sft_loss, rows=1) -> torch.Tensor:
     base, (factors, rank) = tiny_llama(), part
+    keys = {"clip_norm": bound, "objective": objective, "rows": rows}
     with base.training(base.spec.part(factors, rank=rank)) as trained:
-        return private_sum(base, pieces, trained, clip_norm=bound, objective=objective).values
+        return private_sum(base, pieces, trained, **keys).values
 
 
 @given(
@@ -86,6 +88,27 @@ def test_removing_an_example_changes_a_step_by_at_most_the_bound(
     others = [row for row in rows if row != removed % len(lengths)]
     whole = summed(cut(batch, rows, []), part, bound)
     without = summed(cut(batch, others, sizes), part, bound)
+    assert float((whole - without).norm()) <= bound * (1 + ROUNDING)
+
+
+@settings(max_examples=25)
+@given(
+    lengths=PAIRS,
+    removed=st.integers(0, 3),
+    size=st.integers(1, 3),
+    part=PARTS,
+    bound=BOUNDS,
+    seed=SEEDS,
+)
+def test_removing_a_pair_changes_a_step_by_at_most_the_bound(
+    lengths, removed, size, part, bound, seed
+):
+    """Both of its answers together, whichever it is, and however the others are regrouped."""
+    batch = random_tokens(*[length for pair in lengths for length in pair], seed=seed)
+    rows = list(range(2 * len(lengths)))
+    others = [row for row in rows if row // 2 != removed % len(lengths)]
+    whole = summed(cut(batch, rows, []), part, bound, dpo_of(), rows=2)
+    without = summed(cut(batch, others, [2 * size]), part, bound, dpo_of(), rows=2)
     assert float((whole - without).norm()) <= bound * (1 + ROUNDING)
 
 

@@ -243,6 +243,44 @@ def test_a_server_optimiser_has_its_own_learning_rate(text, rate):
     assert recipe.federation.server_learning_rate == rate
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("objective: kto\n", "in KTO depends"),
+        ("objective: ppo\n", "'sft'"),
+        ("dpo_beta: 0.2\n", "dpo_beta has no effect with objective: sft"),
+        ("dpo_reference: global\n", "dpo_reference has no effect"),
+        ("objective: dpo\ndpo_beta: 0\n", "greater than 0"),
+        ("objective: dpo\ndpo_label_smoothing: 0.5\n", "less than 0.5"),
+        ("objective: dpo\ntrain_on_inputs: true\n", "no effect with objective: dpo"),
+    ],
+)
+def test_an_objective_has_keys_of_its_own(text, says):
+    """What would do nothing is refused, as is an objective whose rows are not on their own."""
+    assert says in refusal(LEAST + text)
+
+
+def test_a_beginning_is_an_adapter_for_all():
+    """Not for a method whose sites begin with factors of their own, nor for another's lock."""
+    begun = LEAST + "init_from: adapter\n"
+    assert read(begun).init_from == "adapter"
+    assert "take another method" in refusal(begun + "federation: {method: share-a}\n")
+    lock = (
+        f"lock: {{base_model: b, base_digest: {'a' * 64}, weights_digest: {'b' * 64}, "
+        f"tokenizer_digest: {'c' * 64}, target_modules: [q], modules: [[q, 1, 1]]}}\n"
+    )
+    assert read(LEAST + lock).lock
+    assert "init_from is not what the recipe was locked to" in refusal(begun + lock)
+
+
+def test_a_pair_is_two_rows_of_a_batch():
+    """And one example, of which a step has as many as of any other."""
+    pairs, answers = read(LEAST + "objective: dpo\n"), read(LEAST)
+    assert (pairs.rows_of_example, answers.rows_of_example) == (2, 1)
+    assert pairs.batch_size == answers.batch_size == 8
+    assert read(pairs.to_yaml()) == pairs
+
+
 CONFLICTS = {
     "adam where the gauge turns": ("{server_optimizer: adam}", "take sgd, or method: freeze-a"),
     "a median of factors": ("{robust: median}", "only where a sum of factors is exact"),

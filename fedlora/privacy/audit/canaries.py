@@ -108,8 +108,9 @@ class CanaryDpSgd(DpSgd):
         *,
         expected_examples: float,
         source: NoiseSource,
+        rows: int = 1,
     ) -> None:
-        super().__init__(charge, expected_examples=expected_examples, source=source)
+        super().__init__(charge, expected_examples=expected_examples, source=source, rows=rows)
         self._canaries = canaries
 
     def privatised(self, total: ClippedSum) -> Tensor:

@@ -44,8 +44,9 @@ class PerSampleGradients:
     Passes add up until ``take``, so an example may go through the model more than once.
     """
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: Trained, *, rows: int) -> None:
         self._trained = trained
+        self._rows = rows
         self._held: dict[int, Tensor] = {}
 
     def record(self, place: int, inputs: Tensor, gradient: Tensor) -> None:
@@ -57,11 +58,12 @@ class PerSampleGradients:
             gradient: of its outputs, ``(batch, …, out_features)``.
 
         Raises:
-            RunError: an earlier pass had another number of rows.
+            RunError: an earlier pass had another number of examples, or the rows make no whole
+                number of them.
         """
         rows, columns = self._trained.tensors[place].shape
-        inputs = inputs.flatten(1, -2)[..., :columns].float()
-        gradient = gradient.flatten(1, -2)[..., :rows].float()
+        inputs = self._examples(inputs)[..., :columns].float()
+        gradient = self._examples(gradient)[..., :rows].float()
         # Wide, not tall: a CPU multiplies the same numbers up to five times faster.
         short, long = (gradient, inputs) if rows <= columns else (inputs, gradient)
         result = torch.bmm(short.transpose(1, 2), long)
@@ -69,6 +71,12 @@ class PerSampleGradients:
         if held is not None and held.shape != result.shape:
             raise _not_rows()
         self._held[place] = result if held is None else held.add_(result)
+
+    def _examples(self, values: Tensor) -> Tensor:
+        """Return ``(examples, tokens, features)``: all tokens of an example, row after row."""
+        if len(values) % self._rows:
+            raise _not_rows()
+        return values.reshape(len(values) // self._rows, -1, values.shape[-1])
 
     def take(self, examples: int) -> list[Tensor]:
         """Return the gradients and forget them.
@@ -81,8 +89,8 @@ class PerSampleGradients:
             than columns, ``(examples, columns, rows)``.
 
         Raises:
-            RunError: a row of the batch is not an example, or a tensor is trained otherwise than as
-                the weight of its linear module.
+            RunError: so many losses are not one for each example of the batch, or a tensor is
+                trained otherwise than as the weight of its linear module.
         """
         held, self._held = self._held, {}
         if any(parameter.grad is not None for parameter in self._trained.parameters):
@@ -114,11 +122,13 @@ def in_shape(gradient: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def per_sample_gradients(trained: Trained) -> Iterator[PerSampleGradients]:
+def per_sample_gradients(trained: Trained, *, rows: int = 1) -> Iterator[PerSampleGradients]:
     """Record per-example gradients of what is trained, instead of their sum, inside the block.
 
-    Each row of a batch must be one example. The model computes what it did before: in autocast's
-    dtype, with dropout, over a base of any dtype or in NF4, with checkpointing of both kinds.
+    Each row of a batch, or each ``rows`` that follow one another, must be one example, as the two
+    answers of a pair are: its gradient is the sum over its rows. The model computes what it did
+    before: in autocast's dtype, with dropout, over a base of any dtype or in NF4, with
+    checkpointing of both kinds.
 
     Guarantees:
         - ``parameter.grad`` stays ``None``.
@@ -128,7 +138,7 @@ def per_sample_gradients(trained: Trained) -> Iterator[PerSampleGradients]:
         BaseModelError: a parameter is not the weight of a plain linear module without bias; or,
             inside the block, a module's input has no dimension for the batch.
     """
-    recorded = PerSampleGradients(trained)
+    recorded = PerSampleGradients(trained, rows=rows)
     places = {id(parameter): place for place, parameter in enumerate(trained.parameters)}
     linears = {
         name: (module, place)
@@ -206,6 +216,7 @@ class _Linear(torch.autograd.Function):
 
 def _not_rows() -> RunError:
     return RunError(
-        "The loss does not have one value for each row of the batch, so per-example gradients "
-        "cannot be told apart. Use another objective or another base model."
+        "The loss does not have one value for each row of the batch, or for each pair of rows in "
+        "preference tuning, so per-example gradients cannot be told apart. Use another objective "
+        "or another base model."
     )

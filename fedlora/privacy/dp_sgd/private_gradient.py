@@ -51,6 +51,7 @@ class DpSgd:
         expected_examples: float,
         source: NoiseSource,
         adaptive: AdaptiveClip | None = None,
+        rows: int = 1,
     ) -> None:
         """Prepare the steps.
 
@@ -59,6 +60,7 @@ class DpSgd:
             expected_examples: of a step; never the number that came.
             source: of the noise.
             adaptive: how the clip norm moves from step to step; if not given, it stays.
+            rows: of a batch that are one example, and are clipped together: two for a pair.
 
         Raises:
             RunError: ``charge`` is of another mechanism, or a number is out of its range.
@@ -71,6 +73,7 @@ class DpSgd:
         self._expected = expected_examples
         self._source = source
         self._adaptive = adaptive
+        self._rows = rows
         self._multiplier = charge.noise_multiplier
         if adaptive is not None:
             self._multiplier = adaptive.vector_multiplier(charge.noise_multiplier)
@@ -86,7 +89,7 @@ class DpSgd:
         """
         steps = self._steps
         before = [tensor[0].clone() for tensor in trained.tensors]
-        with per_sample_gradients(trained) as per_sample:
+        with per_sample_gradients(trained, rows=self._rows) as per_sample:
             yield PrivateGradient(self, trained, per_sample)
         if self._multiplier and self._steps > steps:
             after = [
@@ -165,7 +168,8 @@ class PrivateGradient:
         """Add the examples of a micro-batch to the step.
 
         Args:
-            losses: ``(batch,)``, one for each row of the batch that the model was given.
+            losses: ``(examples,)``, one for each row of the batch that the model was given, or for
+                each ``rows`` of them.
 
         Raises:
             RunError: per-example gradients cannot be told apart, or the self-test failed.

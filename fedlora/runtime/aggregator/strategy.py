@@ -93,7 +93,7 @@ class FederatedLora(Strategy):
         return Result(arrays=self._encoded(number=rounds))
 
     def _measure_start(self, grid: Grid) -> None:
-        """Evaluate the adapter that all begin with: it changes nothing, so this is the base."""
+        """Evaluate the base alone: sites do, before the first round, whatever all begin with."""
         started = time.monotonic()
         measured, bytes_down = self._evaluate(grid, 0)
         nobody: dict[str, object] = {"cohort": [], "folded": {}, "refused": {}}

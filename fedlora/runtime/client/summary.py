@@ -59,9 +59,14 @@ def _training(
     places = f"{counted(len(modules), 'module')} ({', '.join(kinds[:_MODULES_SHOWN])}{more})"
     method = f"method {recipe.federation.method}, learning rate {recipe.learning_rate:g}"
     yield "trains", f"{kind} on {places}, {method}"
+    if recipe.lock and (beginning := recipe.lock.beginning):
+        known = f"release {beginning.release}" if beginning.release else "an adapter of no release"
+        yield "", f"from {known} on, which the aggregator chose"
     rounds = counted(recipe.federation.rounds, "round")
     steps = counted(recipe.federation.local_steps, "step")
     learns = "prompts and answers" if recipe.train_on_inputs else "answers alone"
+    if recipe.objective == "dpo":
+        learns = "which of two answers is preferred"
     yield "", f"{rounds} of {steps} of {counted(recipe.batch_size, 'example')}"
     yield "", f"it learns {learns}, of rows cut to {recipe.sequence_len:,} tokens"
 

@@ -43,25 +43,29 @@ def train(message: Message, context: Context) -> Message:
 
 
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the received adapter on the site's held-out rows, the public text, or both."""
+    """Evaluate the received adapter on the site's held-out rows, the public text, or both.
+
+    Before the first round the base alone is evaluated.
+    """
     site, envelope = _opened(message, context)
     number = envelope.round
     received = _received(message, site, envelope, before=number + 1)
+    state = received if number else None  # round 0 measures the base, whatever training begins with
     recipe, metrics = site.recipe, dict[str, int | float]()
     if number in recipe.federation.evaluated_rounds:
-        metrics |= _held_out(site, received, run=envelope.run, number=number)
+        metrics |= _held_out(site, state, run=envelope.run, number=number)
     if number in recipe.publish.text_rounds(recipe.federation) and site.public_rows:
-        result = site.evaluate_public(received)
+        result = site.evaluate_public(state)
         metrics |= {"public_loss_sum": result.loss_sum, "public_tokens": result.tokens}
     return Message(records.reply(metrics), reply_to=message)
 
 
 def _held_out(
-    site: Site, received: AdapterState, *, run: str, number: int
+    site: Site, state: AdapterState | None, *, run: str, number: int
 ) -> dict[str, int | float]:
     if site.recipe.privacy.unit == "example":
-        return evaluated_privately(site, received, run=run, number=number)
-    result = site.evaluate(received)
+        return evaluated_privately(site, state, run=run, number=number)
+    result = site.evaluate(state)
     return {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
 
 

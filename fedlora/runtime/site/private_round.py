@@ -34,7 +34,7 @@ def trained_privately(site: Site, received: AdapterState, *, run: str, number: i
 
 
 def evaluated_privately(
-    site: Site, state: AdapterState, *, run: str, number: int
+    site: Site, state: AdapterState | None, *, run: str, number: int
 ) -> dict[str, int | float]:
     """Return the noised sum of clipped held-out losses, and the public number to divide it by.
 

@@ -16,6 +16,7 @@ def private_steps(recipe: Recipe, charge: Charge, source: NoiseSource) -> DpSgd:
         expected_examples=recipe.batch_size,
         source=source,
         adaptive=_adaptive(recipe, charge),
+        rows=recipe.rows_of_example,
     )
 
 

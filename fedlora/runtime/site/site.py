@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, Self
 
+from torch import Tensor
+
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.data.batches import Batch, mixture, rows_of_step
 from fedlora.data.partition import site_examples
@@ -20,6 +22,7 @@ from fedlora.recipe import Recipe
 from fedlora.runtime.processes import log
 from fedlora.runtime.site.objectives import Objective, objective_of
 from fedlora.runtime.site.objectives.objective import Tokenized
+from fedlora.runtime.site.objectives.sft import Sft
 from fedlora.runtime.site.private_steps import self_test
 from fedlora.runtime.site.rows import prepare, tell_of_excess
 from fedlora.sections import AT_SITE
@@ -160,7 +163,7 @@ class Site:
             first_step=(number - 1) * self.recipe.federation.local_steps,
             total_steps=self.recipe.total_steps,
             seed=source.secret(),
-            objective=self.objective.losses,
+            objective=self._losses_after(received),
         )
 
     def train(
@@ -188,38 +191,45 @@ class Site:
             first_step=first_step,
             total_steps=total_steps,
             seed=f"{self.recipe.seed}/{self.name}/{first_step}",
-            objective=self.objective.losses,
+            objective=self._losses_after(received),
             on_step=on_step,
         )
         visited = (chain(*self._step(step)) for step in range(first_step, first_step + steps))
         return replace(result, examples=sum(len(set(rows)) for rows in visited))
 
-    def evaluate(self, state: AdapterState) -> Evaluation:
-        """Return the loss of the base with ``state`` on the held-out rows."""
-        return evaluate(self.base, state, self._micro_batches(self.held_out_rows))
+    def evaluate(self, state: AdapterState | None) -> Evaluation:
+        """Return the loss of the base with ``state``, or alone, on the held-out rows."""
+        batches, measure = self._micro_batches(self.held_out_rows), self.objective.measure
+        return evaluate(self.base, state, batches, measure=measure)
 
-    def evaluate_public(self, state: AdapterState) -> Evaluation:
-        """Return the loss of the base with ``state`` on the public text."""
-        return evaluate(self.base, state, self._micro_batches(self.public_rows))
+    def evaluate_public(self, state: AdapterState | None) -> Evaluation:
+        """Return the loss of the base with ``state``, or alone, on the public text."""
+        reader = replace(self, objective=Sft(self.recipe), held_out_rows=self.public_rows)
+        return reader.evaluate(state)
 
     def losses(self, rows: Sequence[Tokenized], state: AdapterState | None) -> list[float]:
-        """Return the mean loss per token of each row, in an order of its own; the same each time.
+        """Return the mean loss of each row, in an order of its own; the same each time.
 
         Args:
             rows: of this site.
             state: the adapter; none for the base alone.
         """
-        return example_losses(self.base, state, self._micro_batches(rows))
+        batches, measure = self._micro_batches(rows), self.objective.measure
+        return example_losses(self.base, state, batches, measure=measure)
 
-    def clipped_loss_sum(self, state: AdapterState, *, largest: float) -> float:
+    def clipped_loss_sum(self, state: AdapterState | None, *, largest: float) -> float:
         """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
-        batches = self._padded_alone(self.held_out_rows)
-        return clipped_loss_sum(self.base, state, batches, largest=largest)
+        batches, measure = self._padded_alone(self.held_out_rows), self.objective.measure
+        return clipped_loss_sum(self.base, state, batches, largest=largest, measure=measure)
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
         for step in range(first_step, first_step + steps):
             yield [self._collate([self.train_rows[i] for i in rows]) for rows in self._step(step)]
+
+    def _losses_after(self, received: AdapterState) -> Callable[[BaseModel, Batch], Tensor]:
+        """Return the objective of a training that begins with an adapter."""
+        return lambda base, batch: self.objective.losses(base, batch, received)
 
     def _sampled(self, charge: Charge, source: RoundSource) -> Iterator[list[Batch]]:
         """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""

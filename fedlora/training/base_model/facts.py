@@ -120,7 +120,7 @@ def _workload(recipe: Recipe, spec: AdapterSpec, skeleton: PreTrainedModel) -> W
         dtype=dtype,
         quantized=recipe.adapter == "qlora",
         adapter_size=spec.size,
-        examples=recipe.micro_batch_size,
+        examples=recipe.micro_batch_size * recipe.rows_of_example,
         length=recipe.sequence_len,
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,

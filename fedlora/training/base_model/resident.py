@@ -127,8 +127,43 @@ class BaseModel:
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
         """Compute with the base alone inside the block."""
-        with self.model.disable_adapter():
+        trained = [parameter.requires_grad for parameter in self.parameters]
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:  # PEFT would have all factors trained after it
+            for parameter, wanted in zip(self.parameters, trained, strict=True):
+                parameter.requires_grad_(wanted)
+
+    @contextmanager
+    def frozen(self, state: AdapterState | None) -> Iterator[None]:
+        """Compute with another adapter, or with the base alone if ``None``, inside the block.
+
+        Nothing is drawn: dropout is off. No gradients are kept.
+
+        Guarantees:
+            The adapter, what of it is trained, and the mode are as before after the block.
+
+        Raises:
+            AdapterError: as ``load_adapter``.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.adapter_off() if state is None else self._exchanged(state):
+                yield
+        finally:
+            self.model.train(training)
+
+    @contextmanager
+    def _exchanged(self, state: AdapterState) -> Iterator[None]:
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        self.load_adapter(state)
+        try:
             yield
+        finally:
+            for parameter, values in zip(self.parameters, own, strict=True):
+                parameter.detach().copy_(values)
 
     def autocast(self) -> torch.autocast:
         """Compute in ``dtype`` inside the block, with the float32 factors too."""

@@ -9,8 +9,9 @@ import torch
 from fedlora.adapter import AdapterState
 from fedlora.aggregation import new_aggregator, new_optimizer
 from fedlora.errors import PolicyError
-from fedlora.gate.inbound import Seen, constant_factors, require_adapter
+from fedlora.gate.inbound import Seen, constant_factors, factor_digest, require_adapter
 from fedlora.gate.policy import AdapterBounds
+from fedlora.lock import Beginning, Lock
 from fedlora.methods import METHODS
 from fedlora.recipe import Recipe
 from fedlora.runtime.run_folder import RunFolder
@@ -80,6 +81,60 @@ def test_what_an_honest_aggregator_makes_passes(method, optimizer):
         state = server.step(state, aggregator.finish()).adapter
         state = AdapterState(spec=state.spec, values=state.values.clone())
     assert max(norms.values()) > 0 or method == "share-a"
+
+
+def begun_with(state: AdapterState, method: str = "product") -> Recipe:
+    """Return a recipe that is locked to begin with an adapter."""
+    lock = Lock(
+        base_model="embedded",
+        base_digest=SPEC.base_digest,
+        weights_digest="0" * 64,
+        tokenizer_digest="1" * 64,
+        target_modules=SPEC.target_modules,
+        modules=(("a", 1, 1),),
+        beginning=Beginning(a_digest=factor_digest(state, "A"), b_digest=factor_digest(state, "B")),
+    )
+    values = recipe(method, "init_from=adapter").model_dump(mode="json", exclude_none=True)
+    return Recipe.model_validate({**values, "lock": lock.model_dump(mode="json")})
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_run_may_begin_with_the_adapter_that_it_was_locked_to(place):
+    """Value for value, of A and of B; not with what the seed would give."""
+    state = make_state(SPEC, seed=3)
+    asked = begun_with(state)
+    require_adapter(state, number=0, recipe=asked, bounds=FREE)
+    other = AdapterState(spec=SPEC, values=state.values.clone())
+    other.values[place] += 1e-3
+    for wrong in (other, initial()):
+        with pytest.raises(PolicyError, match="not those of the adapter that the recipe was lock"):
+            require_adapter(wrong, number=0, recipe=asked, bounds=FREE)
+
+
+def test_a_factor_that_never_changes_is_that_of_the_adapter_begun_with():
+    """With A frozen it is the A that the recipe was locked to, in all rounds."""
+    state = make_state(SPEC, seed=3)
+    asked = begun_with(state, "freeze-a")
+    for tensor, values in state.factors():
+        if tensor.factor == "B":
+            values.add_(0.1)
+    require_adapter(state, number=5, recipe=asked, bounds=FREE)
+    state.values[0] += 1e-3
+    with pytest.raises(PolicyError, match="The factors A are not those"):
+        require_adapter(state, number=5, recipe=asked, bounds=FREE)
+
+
+def test_growth_of_an_adapter_begun_with_counts_from_when_it_was_seen():
+    """A site that was not there at the beginning knows no norm that it grew from."""
+    state, bounds = of_norm(50), AdapterBounds(spectral_norm=100, growth_per_round=1)
+    asked = begun_with(state)
+    require_adapter(state, number=2, recipe=asked, bounds=bounds)
+    seen = Seen(rounds=1, norms=dict.fromkeys(MODULES, 48.5))
+    with pytest.raises(PolicyError, match=r"grew by 1\.5 in 1 round"):
+        require_adapter(state, number=2, recipe=asked, bounds=bounds, seen=seen)
+    low = AdapterBounds(spectral_norm=40, growth_per_round=1)
+    with pytest.raises(PolicyError, match="spectral norm of 50, but at most 40"):
+        require_adapter(state, number=2, recipe=asked, bounds=low)
 
 
 def test_a_factor_that_the_method_never_changes_stays():

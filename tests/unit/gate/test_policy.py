@@ -80,6 +80,7 @@ BROKEN = [
     ({}, ["val_set_size=0.999"], "val_set_size: 0.05 to 0.5 is allowed, but 0.999 is asked"),
     ({}, ["val_set_size=1e-9"], "val_set_size: 0.05 to 0.5 is allowed, but 1e-09 is asked"),
     ({}, ["train_on_inputs=true"], "train_on_inputs: false is allowed, but true is asked"),
+    ({}, ["objective=dpo"], "objectives: sft is allowed, but dpo is asked"),
     ({"lora_r": 7}, [], "lora_r: at most 7 is allowed, but 8 is asked"),
     ({"seeds": [1, 2]}, ["seed=3"], "seeds: 1, 2 is allowed, but 3 is asked"),
     (
@@ -139,6 +140,7 @@ def test_each_bound_refuses_what_is_outside(bounds, overrides, reason):
         ({}, ["val_set_size=0.05"]),
         ({}, ["val_set_size=0.5"]),
         ({"train_on_inputs": True}, ["train_on_inputs=true"]),
+        ({"objectives": ["sft", "dpo"]}, ["objective=dpo"]),
         ({"lora_r": 8}, []),
         ({"seeds": [3]}, ["seed=3"]),
         ({"modules": ["up_proj", "model.layers.0.self_attn.q_proj"]}, []),
@@ -350,7 +352,7 @@ def test_a_number_that_only_looks_like_one_stays():
         ({"bounds": {**BOUNDS, "base_models": []}}, "at least 1 item"),
         ({"bounds": {**BOUNDS, "batch_size": {"min": 9, "max": 8}}}, "which is above max"),
         ({"bounds": {**BOUNDS, "val_set_size": {"min": 0.6, "max": 0.5}}}, "which is above max"),
-        ({"bounds": {**BOUNDS, "objectives": ["dpo"]}}, "Input should be 'sft'"),
+        ({"bounds": {**BOUNDS, "objectives": ["kto"]}}, "Input should be 'sft'"),
         ({"bounds": {**BOUNDS, "methods": []}}, "at least 1 item"),
         ({"approval": "optional"}, "Input should be 'required' or 'none'"),
         ({"update_norm": math.inf}, "finite number"),
@@ -361,3 +363,12 @@ def test_a_policy_that_is_not_clear_is_none(values, reason):
     """Nothing is guessed: the operator says again what is meant."""
     with pytest.raises(ValidationError, match=reason):
         Policy.model_validate(values)
+
+
+def test_bounds_allow_no_adapter_that_the_aggregator_chose():
+    """It can be a crafted one, so that the operator names the recipe that begins with it."""
+    asked = recipe("init_from=adapter")
+    [line] = reasons(policy(), asked)
+    assert line.startswith("  init_from: an adapter that the aggregator chose can be a crafted")
+    assert asked.digest in line
+    assert reasons(Policy(recipes=(asked.digest,)), asked) == []

@@ -19,3 +19,13 @@ def test_a_clip_norm_that_moves_is_said_to(override):
     said = " ".join(statement(recipe, []))
     assert "clips its gradient to a norm of 1 and adds normal noise" in said
     assert ("The norm is that of the first step" in said) is bool(override)
+
+
+@pytest.mark.parametrize("override", ["", "init_from=adapter"])
+def test_an_adapter_that_training_begins_with_is_said_to_be_public(override):
+    """What it was trained on is no part of the promise, whichever the unit is."""
+    overrides = [override] if override else []
+    clients = ["privacy={unit: client, epsilon: 8, delta: 1e-2, clip_norm: 1}"]
+    for unit in ([], clients):
+        said = " ".join(statement(Recipe.from_yaml(EXAMPLES, overrides=[*unit, *overrides]), []))
+        assert ("It counts as public" in said) is bool(override)

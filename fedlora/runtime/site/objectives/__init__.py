@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedlora.recipe import Recipe
+from fedlora.runtime.site.objectives.dpo import Dpo
 from fedlora.runtime.site.objectives.objective import Objective
 from fedlora.runtime.site.objectives.sft import Sft
 
-_OBJECTIVES: Mapping[str, Callable[[Recipe], Objective[Any, Any, Any]]] = {"sft": Sft}
+_OBJECTIVES: Mapping[str, Callable[[Recipe], Objective[Any, Any, Any]]] = {"sft": Sft, "dpo": Dpo}
 
 
 def objective_of(recipe: Recipe) -> Objective[Any, Any, Any]:

@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from fedlora.adapter import AdapterState
 from fedlora.data.tokens import TokenizedExample, Tokenizer
 from fedlora.training.base_model import BaseModel
 
@@ -49,5 +50,18 @@ class Objective(Protocol[RowT_contra, TokenizedT, BatchT]):
     ) -> BatchT:
         """Return rows (at least one) side by side, padded to the longest or to ``length``."""
 
-    def losses(self, base: BaseModel, batch: BatchT) -> Tensor:
-        """Return the differentiable float32 loss of each row, ``(rows,)``."""
+    def losses(self, base: BaseModel, batch: BatchT, received: AdapterState, /) -> Tensor:
+        """Return the differentiable float32 loss of each row, ``(rows,)``.
+
+        Args:
+            base: with the adapter that is trained.
+            batch: as ``collate`` made it.
+            received: the adapter that the training began with.
+        """
+
+    def measure(self, base: BaseModel, batch: BatchT) -> tuple[Tensor, Tensor]:
+        """Return what an evaluation sums up of each row: its loss, and what it counts for.
+
+        Returns:
+            ``(rows,)`` float32 in nats, and ``(rows,)`` int64: tokens, or whole rows.
+        """

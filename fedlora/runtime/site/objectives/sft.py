@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedlora.adapter import AdapterState
 from fedlora.data.batches import Batch, collate
 from fedlora.data.examples import Example
 from fedlora.data.tokens import TokenizedExample, Tokenizer, tokenize
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
-from fedlora.training.objectives import sft_loss
+from fedlora.training.objectives import sft_loss, token_losses
 
 
 @dataclass(frozen=True)
@@ -32,5 +33,8 @@ class Sft:
     ) -> Batch:
         return collate(rows, pad_token_id=pad_token_id, length=length)
 
-    def losses(self, base: BaseModel, batch: Batch) -> Tensor:
+    def losses(self, base: BaseModel, batch: Batch, _received: AdapterState, /) -> Tensor:
         return sft_loss(base, batch)
+
+    def measure(self, base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        return token_losses(base, batch)

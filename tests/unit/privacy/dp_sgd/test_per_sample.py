@@ -8,6 +8,7 @@ from bitsandbytes.nn import Linear8bitLt
 from opacus import GradSampleModule
 from torch import nn
 
+from fedlora.adapter import AdapterState
 from fedlora.errors import BaseModelError, RunError
 from fedlora.privacy.dp_sgd.per_sample import per_sample_gradients
 from fedlora.training.objectives import sft_loss
@@ -15,6 +16,7 @@ from tests.gradient_oracles import alone, clipped_sum, one_loss_at_a_time
 from tests.tiny_models import (
     ARCHITECTURES,
     Tokens,
+    dpo_of,
     private_sum,
     random_tokens,
     row_major,
@@ -64,6 +66,25 @@ def test_the_clipped_sum_is_that_of_examples_alone(tmp_path, architecture, kind)
         norms = [float(gradient.norm()) for gradient in gradients]
         bound = sum(norms) / len(norms)
         total = private_sum(base, [batch], trained, clip_norm=bound)
+        came = row_major(total, trained)
+    assert relative_error(came, clipped_sum(gradients, bound)) < 1e-6
+    assert 0 < total.unclipped == sum(norm <= bound for norm in norms) < total.examples == 4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+@pytest.mark.parametrize("reference", ["base", "adapter"])
+def test_the_clipped_sum_is_that_of_pairs_alone(tmp_path, architecture, kind, reference):
+    """Two rows of a pair are one example: their gradients are added up and clipped together."""
+    base = tiny_base(tmp_path, architecture, adapter=kind)
+    batch = random_tokens(12, 5, 16, 9, 7, 7, 4, 11)
+    other = AdapterState(spec=base.spec, values=base.adapter().values.flip(0))
+    objective = dpo_of(other if reference == "adapter" else None)
+    with base.training(base.spec) as trained:
+        gradients = alone(base, batch, trained, objective=objective, rows=2)
+        norms = [float(gradient.norm()) for gradient in gradients]
+        bound = sum(norms) / len(norms)
+        total = private_sum(base, [batch], trained, clip_norm=bound, objective=objective, rows=2)
         came = row_major(total, trained)
     assert relative_error(came, clipped_sum(gradients, bound)) < 1e-6
     assert 0 < total.unclipped == sum(norm <= bound for norm in norms) < total.examples == 4
@@ -262,6 +283,21 @@ def test_rows_that_are_no_examples_are_refused():
         losses = model(torch.ones(2, 5, 3)).sum() + model(torch.ones(4, 5, 3)).sum()
         with pytest.raises(RunError, match="one value for each row"):
             losses.backward()
+
+
+def test_rows_that_are_no_pairs_are_refused():
+    """An odd number of rows, and as many losses as rows; a pair is what was asked for, no more."""
+    model = linear(3, 3)
+    with per_sample_gradients(Part(model, model.parameters()), rows=2) as per_sample:
+        with pytest.raises(RunError, match="for each pair of rows"):
+            model(torch.ones(5, 4, 3)).sum().backward()
+        for examples in (1, 4):
+            model(torch.ones(4, 5, 3)).sum().backward()
+            with pytest.raises(RunError, match="for each pair of rows"):
+                per_sample.take(examples)
+        model(torch.ones(4, 5, 3)).sum().backward()
+        (came,) = per_sample.take(2)
+    assert came.tolist() == [[[10.0] * 3] * 3] * 2
 
 
 def test_a_factor_that_is_used_otherwise_is_refused():

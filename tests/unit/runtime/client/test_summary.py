@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.lock import BaseDigests, Beginning
 from fedlora.recipe import Recipe
 from fedlora.runtime.client.approvals import Request
 from fedlora.runtime.client.configuration import SiteConfiguration
 from fedlora.runtime.client.summary import printable, summary
+from fedlora.runtime.lock import locked
 from fedlora.sections import Source
 from tests.strategies import make_spec
 
@@ -110,6 +112,23 @@ def test_what_is_not_ordinary_is_told():
     alone = Recipe.from_yaml("privacy: {unit: none}\ndatasets: [{path: a, site: north}]")
     request = Request(run="run", recipe=alone, spec=SPEC, asked="")
     assert dict(summary(request, SITE, aggregator=""))["with"] == "no others"
+
+
+def test_what_training_begins_with_and_what_is_preferred_are_told():
+    """The release, or that there is none; pairs of answers are another objective."""
+    text = "privacy: {unit: none}\nobjective: dpo\ninit_from: adapter\n"
+    recipe = Recipe.from_yaml(DATASETS + text)
+    parts = BaseDigests(weights_digest="0" * 64, tokenizer_digest="1" * 64)
+    plain = locked(recipe.model_copy(update={"init_from": None}), SPEC, parts)
+    for release, said in (("ab" * 32, f"release {'ab' * 32}"), (None, "an adapter of no release")):
+        beginning = Beginning(release=release, a_digest="2" * 64, b_digest="3" * 64)
+        lock = plain.lock.model_copy(update={"beginning": beginning})
+        request = Request(
+            run="run", recipe=recipe.model_copy(update={"lock": lock}), spec=SPEC, asked=""
+        )
+        told = summary(request, SITE, aggregator="")
+        assert ("", f"from {said} on, which the aggregator chose") in told
+    assert ("", "it learns which of two answers is preferred, of rows cut to 512 tokens") in told
 
 
 @pytest.mark.parametrize("trick", ["\x1b[2J", "\r", "\n", "\u202e", "\u200b", "\x9b"])
