@@ -10,7 +10,7 @@ from fedlora.data.public_text import public_examples
 from fedlora.recipe import Recipe
 from fedlora.runtime.charges import held_out_records
 from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
-from fedlora.training.base_model import BaseFacts, describe
+from fedlora.training.base_model import BaseFacts, describe, require_optimizer
 from fedlora.wire.encodings import encoded_size
 
 
@@ -57,7 +57,8 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
-        BaseModelError: the base model is not there or has no such modules.
+        BaseModelError: the base model is not there or has no such modules; or the optimiser is not
+            to be had on its device.
     """
     recipe, sites = _located(recipe), []
     if text := recipe.publish.forgetting:
@@ -73,7 +74,9 @@ def plan(recipe: Recipe) -> Plan:
                 digest=hashlib.sha256(_text(examples).encode()).hexdigest(),
             )
         )
-    return Plan(recipe=recipe, base=describe(recipe), sites=tuple(sites))
+    base = describe(recipe)
+    require_optimizer(recipe.optimizer, base.device)
+    return Plan(recipe=recipe, base=base, sites=tuple(sites))
 
 
 def _text(examples: SiteExamples) -> str:

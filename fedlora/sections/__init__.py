@@ -9,7 +9,7 @@ from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
 from fedlora.sections.simulation import Simulation
-from fedlora.sections.training import TrainingKeys
+from fedlora.sections.training import OptimizerName, TrainingKeys
 from fedlora.sections.wire import Codec, Wire
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Federation",
     "LoraKeys",
     "Name",
+    "OptimizerName",
     "Privacy",
     "PrivacyUnit",
     "RunKeys",

@@ -116,7 +116,9 @@ class Site:
         rows = [[row.ids for row in part] for part in parts]
         return hashlib.sha256(json.dumps(rows).encode()).digest()
 
-    def train_round(self, received: AdapterState, *, number: int) -> LocalResult:
+    def train_round(
+        self, received: AdapterState, *, number: int, correction: AdapterState | None = None
+    ) -> LocalResult:
         """Train the received adapter for the steps of round ``number`` (from 1)."""
         steps = self.recipe.federation.local_steps
         return self.train(
@@ -125,10 +127,18 @@ class Site:
             first_step=(number - 1) * steps,
             steps=steps,
             total_steps=self.recipe.total_steps,
+            proximal=self.recipe.federation.proximal_mu,
+            correction=correction,
         )
 
     def train_round_privately(
-        self, received: AdapterState, *, number: int, mechanism: DpSgd, source: RoundSource
+        self,
+        received: AdapterState,
+        *,
+        number: int,
+        mechanism: DpSgd,
+        source: RoundSource,
+        correction: AdapterState | None = None,
     ) -> LocalResult:
         """Train likewise, but so that the result tells little of any one row.
 
@@ -139,6 +149,7 @@ class Site:
             number: of the round, from 1.
             mechanism: takes the steps that were charged.
             source: where samples and dropout come from.
+            correction: of each step (``Drift``).
 
         Raises:
             RunError: noise, clipping or training is not what it should be.
@@ -154,6 +165,8 @@ class Site:
             total_steps=self.recipe.total_steps,
             seed=source.secret(),
             objective=self.objective.losses,
+            proximal=self.recipe.federation.proximal_mu,
+            correction=correction,
         )
 
     def train(
@@ -164,6 +177,8 @@ class Site:
         first_step: int,
         steps: int,
         total_steps: int,
+        proximal: float = 0.0,
+        correction: AdapterState | None = None,
         on_step: Callable[[int, float], None] | None = None,
     ) -> LocalResult:
         """Train a part of the received adapter for ``steps`` of a training of ``total_steps``.
@@ -181,6 +196,8 @@ class Site:
             total_steps=total_steps,
             seed=f"{self.recipe.seed}/{self.name}/{first_step}",
             objective=self.objective.losses,
+            proximal=proximal,
+            correction=correction,
             on_step=on_step,
         )
 
