@@ -5,6 +5,7 @@ from flwr.clientapp import ClientApp
 
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.runtime import records
+from fedlora.runtime.metrics import eval_metrics
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.drift import SiteDrift
 from fedlora.runtime.site.memory import SiteMemory
@@ -67,8 +68,7 @@ def _held_out(
 ) -> dict[str, int | float]:
     if site.recipe.privacy.unit == "example":
         return evaluated_privately(site, received, run=run, number=number)
-    result = site.evaluate(received)
-    return {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
+    return eval_metrics(site.evaluate(received))
 
 
 def _opened(message: Message, context: Context) -> tuple[Site, Envelope]:

@@ -19,6 +19,7 @@ from fedlora.recipe import Recipe
 from fedlora.runtime.processes import log
 from fedlora.runtime.site.objectives import Objective, objective_of
 from fedlora.runtime.site.objectives.objective import Tokenized
+from fedlora.runtime.site.objectives.sft import Sft
 from fedlora.runtime.site.private_steps import self_test
 from fedlora.sections import AT_SITE
 from fedlora.training.base_model import BaseModel
@@ -202,26 +203,31 @@ class Site:
         )
 
     def evaluate(self, state: AdapterState) -> Evaluation:
-        """Return the loss of the base with ``state`` on the held-out rows."""
-        return evaluate(self.base, state, self._micro_batches(self.held_out_rows))
+        """Return what the objective measures of the base with ``state`` on the held-out rows."""
+        batches = self._micro_batches(self.held_out_rows)
+        return evaluate(self.base, state, batches, measure=self.objective.measure)
 
     def evaluate_public(self, state: AdapterState) -> Evaluation:
         """Return the loss of the base with ``state`` on the public text."""
-        return evaluate(self.base, state, self._micro_batches(self.public_rows))
+        text = Sft(self.recipe)
+        batches = self._micro_batches(self.public_rows, text)
+        return evaluate(self.base, state, batches, measure=text.measure)
 
     def losses(self, rows: Sequence[Tokenized], state: AdapterState | None) -> list[float]:
-        """Return the mean loss per token of each row, in an order of its own; the same each time.
+        """Return the loss of each row, in an order of its own; the same each time.
 
         Args:
             rows: of this site.
             state: the adapter; none for the base alone.
         """
-        return example_losses(self.base, state, self._micro_batches(rows))
+        batches = self._micro_batches(rows)
+        return example_losses(self.base, state, batches, losses=self.objective.losses)
 
     def clipped_loss_sum(self, state: AdapterState, *, largest: float) -> float:
-        """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
+        """Return the sum over held-out rows of their losses, each cut to ``largest``."""
         batches = self._padded_alone(self.held_out_rows)
-        return clipped_loss_sum(self.base, state, batches, largest=largest)
+        losses = self.objective.losses
+        return clipped_loss_sum(self.base, state, batches, losses=losses, largest=largest)
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
@@ -249,11 +255,16 @@ class Site:
             for start in range(0, len(group), size):
                 yield self._collate(group[start : start + size], length=length)
 
-    def _micro_batches(self, rows: Sequence[Tokenized]) -> Iterator[Batch]:
+    def _micro_batches(
+        self, rows: Sequence[Tokenized], objective: Objective[Any, Any, Any] | None = None
+    ) -> Iterator[Batch]:
         """Yield all rows once, those of like length together."""
         rows = sorted(rows, key=lambda row: row.length)
         size = self.recipe.micro_batch_size
-        return (self._collate(rows[i : i + size]) for i in range(0, len(rows), size))
+        pad = self.base.pad_token_id
+        chosen = objective or self.objective
+        for start in range(0, len(rows), size):
+            yield chosen.collate(rows[start : start + size], pad_token_id=pad)
 
     def _part(self, number: int) -> AdapterSpec:
         """Return the factors and components that the site trains in round ``number``."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedlora.data.tokens import Tokenizer
 from fedlora.training.base_model import BaseModel
+from fedlora.training.evaluation import Evaluation
 
 
 class Tokenized(Protocol):
@@ -43,3 +44,9 @@ class Objective(Protocol[RowT_contra, TokenizedT, BatchT]):
 
     def losses(self, base: BaseModel, batch: BatchT) -> Tensor:
         """Return the differentiable float32 loss of each row, ``(rows,)``."""
+
+    def measure(self, base: BaseModel, batch: BatchT) -> Evaluation:
+        """Return what held-out rows are judged by, as sums; gradients are off.
+
+        Beside the loss there may be shares, of names that may leave a site (``gate.metrics``).
+        """

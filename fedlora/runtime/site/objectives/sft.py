@@ -10,7 +10,8 @@ from fedlora.data.examples import Example
 from fedlora.data.tokens import TokenizedExample, Tokenizer, tokenize
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
-from fedlora.training.objectives import sft_loss
+from fedlora.training.evaluation import Evaluation
+from fedlora.training.objectives import sft_loss, sft_measure
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,6 @@ class Sft:
 
     def losses(self, base: BaseModel, batch: Batch) -> Tensor:
         return sft_loss(base, batch)
+
+    def measure(self, base: BaseModel, batch: Batch) -> Evaluation:
+        return sft_measure(base, batch)
