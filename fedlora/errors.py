@@ -17,6 +17,7 @@
     ├── BudgetError        a privacy budget does not allow what is asked, or its ledger is not whole
     ├── ReleaseError       a release or index is not what was signed, not there, or not to be used
     ├── RunError           a run cannot start, go on, or be resumed
+    │   └── DivergedError  a site's training diverged: its update would be poison
     └── StorageError       a file cannot be written: no permission, no space
 
 A message says what was expected, what came, and what to do. The command line prints it without a
@@ -97,6 +98,10 @@ class ReleaseError(FedloraError):
 
 class RunError(FedloraError):
     """A run cannot start, go on, or be resumed."""
+
+
+class DivergedError(RunError):
+    """A site's training diverged; its update would be poison to the others."""
 
 
 class StorageError(FedloraError):

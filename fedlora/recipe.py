@@ -128,6 +128,15 @@ class Recipe(TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys)
         return self
 
     @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_steps and self.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, but there are {self.total_steps} steps "
+                "(federation.rounds times local_steps): lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ranks_fit(self) -> Self:
         ranks = {dataset.site: dataset.lora_r for dataset in self.datasets if dataset.lora_r}
         differing = [d for d in self.datasets if d.site in ranks and d.lora_r != ranks[d.site]]
@@ -231,11 +240,10 @@ class Recipe(TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys)
     @property
     def keeps_gauge(self) -> bool:
         """Whether a factor's values mean the same in the next round, so that they can be kept."""
-        federation, facts = self.federation, self.federation.facts
-        if facts.fixed_gauge or facts.personal:
-            return True
-        added = federation.server_momentum == 0 and federation.server_learning_rate == 1
-        return added and not facts.turns
+        facts = self.federation.facts
+        return (
+            facts.fixed_gauge or bool(facts.personal) or (self.federation.adds and not facts.turns)
+        )
 
     @property
     def batch_size(self) -> int:

@@ -90,6 +90,14 @@ def print_comparison(run: RunFolder) -> None:
     if table.row_count:
         _console.print(table)
         _console.print()
+    measured = Table("measured", "base", "adapter", box=None, pad_edge=False)
+    for measure in findings.measures(records):
+        measured.add_row(
+            f"{measure.name}{measure.unit and ','}{measure.unit}", measure.base, measure.adapter
+        )
+    if measured.row_count:
+        _console.print(measured)
+        _console.print()
     _console.print(findings.outcome(records, comparison))
 
 

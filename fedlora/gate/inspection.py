@@ -9,20 +9,10 @@ from dataclasses import dataclass
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate, InspectedUpdate
 from fedlora.errors import InspectionError
+from fedlora.gate.metrics import ALLOWED, NOISED, PUBLIC, kind_of
 from fedlora.gate.policy import Policy
 from fedlora.privacy.ledger import Purpose
 from fedlora.sections import PrivacyUnit
-
-PUBLIC_METRICS = frozenset({"public_loss_sum", "public_tokens"})
-"""Of the public text alone: whoever has the adapter can measure them, so that they tell nothing of
-a site's data and cost no privacy."""
-
-NOISED_METRICS = frozenset({"eval_loss_sum", "eval_tokens"})
-"""The only numbers of a site's own data that may leave it under privacy: a sum that was noised, and
-a public number to divide it by."""
-
-ALLOWED_METRICS = NOISED_METRICS | PUBLIC_METRICS | {"train_loss"}
-"""The only numbers besides an adapter that may leave a site."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +57,7 @@ class Leave:
         )
 
     def inspect_metrics(self, metrics: Mapping[str, int | float]) -> dict[str, int | float]:
-        """Return the metrics when each may leave.
+        """Return the metrics when each may leave, without those that the policy withholds.
 
         Raises:
             InspectionError: as ``inspect_metrics``; or there are some with a private update, whose
@@ -77,6 +67,7 @@ class Leave:
         if metrics and self.unit != "none" and self.purpose == "train":
             raise InspectionError("Under privacy an update leaves without metrics.")
         if self.policy:
+            metrics = self.policy.without_withheld(metrics)
             self.policy.require_metrics(metrics)
         return inspect_metrics(metrics, unit=self.unit)
 
@@ -121,7 +112,7 @@ def inspect_metrics(
     Raises:
         InspectionError: one is not.
     """
-    allowed = ALLOWED_METRICS if unit == "none" else NOISED_METRICS | PUBLIC_METRICS
+    allowed = ALLOWED if unit == "none" else NOISED | PUBLIC
     return _require_listed(metrics, allowed)
 
 
@@ -136,14 +127,14 @@ def inspect_public_metrics(
     """
     if policy:
         policy.require_metrics(metrics)
-    return _require_listed(metrics, PUBLIC_METRICS)
+    return _require_listed(metrics, PUBLIC)
 
 
 def _require_listed(
     metrics: Mapping[str, int | float], allowed: frozenset[str]
 ) -> dict[str, int | float]:
     for name, value in metrics.items():
-        if name not in allowed:
+        if kind_of(name) not in allowed:
             raise InspectionError(
                 f"The metric {name!r:.80} may not leave the site; allowed are "
                 f"{', '.join(sorted(allowed))}."

@@ -7,17 +7,20 @@ not name.
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime, time
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from fedlora.adapter import AdapterSpec, AdapterUpdate
 from fedlora.errors import NotYetError, PolicyError
+from fedlora.gate.metrics import COUNTED, kind_of
 from fedlora.gate.policy_bounds import Bounds
 from fedlora.recipe import Recipe
 from fedlora.sections import Count, Digest, Name, Section
 
 __all__ = ["AdapterBounds", "ByteBounds", "MetricBound", "Policy"]
+
+_Number = TypeVar("_Number", bound=int | float)
 
 _HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 _SHOWN, _LINES = 80, 20
@@ -71,6 +74,7 @@ _METRICS = (
     MetricBound(name="eval_tokens", type="int", min=0, max=1e9),
     MetricBound(name="public_loss_sum", type="float", min=0, max=1e9),
     MetricBound(name="public_tokens", type="int", min=1, max=1e9),
+    *(MetricBound(name=name, type="int", min=0, max=1e9) for name in COUNTED),
 )
 
 
@@ -92,13 +96,20 @@ class Policy(Section):
     """Largest Frobenius norm of an update that leaves, over all of its factors."""
     bytes: ByteBounds = ByteBounds()
     metrics: Annotated[tuple[MetricBound, ...], Field(strict=False)] = _METRICS
-    """The only numbers besides an update that may leave; fewer under privacy (``inspection``)."""
+    """The only numbers besides an update that may leave; fewer under privacy (``inspection``).
+
+    Of the shares that an evaluation counts, those that are not named are withheld; what else is not
+    named must not be sent at all."""
 
     @model_validator(mode="after")
     def _is_clear(self) -> Self:
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise ValueError("metrics: a name is given twice: keep one of them")
+        halves = {name.rpartition("_")[0] for name in set(COUNTED) & set(names)}
+        for half in sorted(halves):
+            if not {f"{half}_sum", f"{half}_count"} <= set(names):
+                raise ValueError(f"metrics: {half}_sum and {half}_count mean something together")
         if self.hours and len(set(self.hours.split("-"))) == 1:
             raise ValueError("hours: both ends are the same: remove hours, or choose another end")
         return self
@@ -184,6 +195,11 @@ class Policy(Section):
             allowed = f"at most {self.update_norm:g} is allowed"
             _require_none([f"update_norm: {allowed}, but it is {norm:.4g}"], of="this update")
 
+    def without_withheld(self, metrics: Mapping[str, _Number]) -> dict[str, _Number]:
+        """Return the metrics without the counts that are not named; an evaluation can do so too."""
+        withheld = set(COUNTED) - {metric.name for metric in self.metrics}
+        return {name: value for name, value in metrics.items() if kind_of(name) not in withheld}
+
     def require_metrics(self, metrics: Mapping[str, object]) -> None:
         """Do nothing if each metric is named, and of the type and in the range that is.
 
@@ -193,12 +209,12 @@ class Policy(Section):
         allowed = {metric.name: metric for metric in self.metrics}
         broken = []
         for name, value in metrics.items():
-            if name not in allowed:
+            if kind_of(name) not in allowed:
                 broken.append(
                     f"metrics: {', '.join(allowed) or 'none'} is allowed, but {name!r:.{_SHOWN}} "
                     "is to leave"
                 )
-            elif reason := allowed[name].violation(value):
+            elif reason := allowed[kind_of(name)].violation(value):
                 broken.append(f"metrics.{name}: {reason}")
         _require_none(broken, of="these metrics")
 

@@ -12,7 +12,7 @@ from fedlora.adapter import AdapterState
 from fedlora.runtime.events import BaselineProgress, Observer
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.runtime.site.site import Site
-from fedlora.training.evaluation import Evaluation
+from fedlora.training.evaluation import Evaluation, Share
 
 Losses = Mapping[str, Evaluation]
 """Evaluations by the site whose held-out rows were measured."""
@@ -38,10 +38,22 @@ def overall(losses: Losses) -> Evaluation:
     return sum(losses.values(), start=Evaluation(loss_sum=0.0, tokens=0))
 
 
-def losses_of(evaluation: Mapping[str, list[float]]) -> Losses:
-    """Return evaluations from what a run's records keep of them: loss sum and tokens by site."""
+def losses_of(
+    evaluation: Mapping[str, list[float]],
+    shares: Mapping[str, Mapping[str, list[int]]] | None = None,
+) -> Losses:
+    """Return evaluations from what a run's records keep of them.
+
+    Args:
+        evaluation: loss sum and tokens by site.
+        shares: of the same rows, by site and name, how many of how many, where that is known.
+    """
+    counted = {
+        site: {name: Share(total=total, count=count) for name, (total, count) in named.items()}
+        for site, named in (shares or {}).items()
+    }
     return {
-        site: Evaluation(loss_sum=loss_sum, tokens=int(tokens))
+        site: Evaluation(loss_sum=loss_sum, tokens=int(tokens), shares=counted.get(site, {}))
         for site, (loss_sum, tokens) in sorted(evaluation.items())
     }
 

@@ -11,7 +11,7 @@ from fedlora.recipe import Recipe
 from fedlora.runtime.beginning import beginning_of
 from fedlora.runtime.charges import held_out_records
 from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
-from fedlora.training.base_model import BaseFacts, describe
+from fedlora.training.base_model import BaseFacts, describe, require_optimizer
 from fedlora.wire.encodings import encoded_size
 
 
@@ -58,7 +58,8 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
-        BaseModelError: the base model is not there or has no such modules.
+        BaseModelError: the base model is not there or has no such modules; or the optimiser is not
+            to be had on its device.
         AdapterError: ``init_from`` holds no adapter that fits.
         ReleaseError: it is a release's folder, and a byte is not what was published.
     """
@@ -79,6 +80,7 @@ def plan(recipe: Recipe) -> Plan:
     base = describe(recipe)
     if recipe.init_from and recipe.lock is None:  # a run that has begun has its own copy
         beginning_of(recipe, base.spec)
+    require_optimizer(recipe.optimizer, base.device)
     return Plan(recipe=recipe, base=base, sites=tuple(sites))
 
 

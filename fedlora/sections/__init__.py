@@ -20,7 +20,7 @@ from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
 from fedlora.sections.simulation import Simulation
-from fedlora.sections.training import TrainingKeys
+from fedlora.sections.training import OptimizerName, TrainingKeys
 from fedlora.sections.wire import Codec, Wire
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "LoraKeys",
     "Name",
     "ObjectiveKeys",
+    "OptimizerName",
     "Privacy",
     "PrivacyUnit",
     "RowType",

@@ -46,6 +46,10 @@ class Federation(Section):
     """An update is refused when its norm is above this multiple of the last round's median norm."""
     evaluate_every: Annotated[int, Field(ge=0)] = 1
     """Rounds between evaluations at the sites, besides those at both ends; 0 for none at all."""
+    proximal_mu: Annotated[float, Field(ge=0)] = 0
+    """Weight of FedProx's term, which pulls each step towards the received adapter."""
+    drift_correction: bool = False
+    """Correct each site's steps by the difference of its own last direction and that of all."""
 
     @model_validator(mode="after")
     def _method_fits(self) -> Self:
@@ -77,11 +81,35 @@ class Federation(Section):
             object.__setattr__(self, "server_learning_rate", rate)
         return self
 
+    @model_validator(mode="after")
+    def _drift_can_be_known(self) -> Self:
+        if not self.drift_correction:
+            return self
+        if self.facts.turns or self.facts.personal:
+            raise ValueError(
+                "drift_correction compares factors of one round with those of the next, but with "
+                f"method {self.method} they turn from round to round, or stay at their site: take "
+                "freeze-a, average or alternate"
+            )
+        if not self.adds:
+            raise ValueError(
+                "with drift_correction a site tells from the global adapter where all sites went, "
+                "which it can if the server only adds: set server_optimizer: sgd, "
+                "server_momentum: 0 and server_learning_rate: 1"
+            )
+        return self
+
     @property
     def evaluated_rounds(self) -> frozenset[int]:
         """After which rounds sites are asked for their held-out loss: both ends, and between."""
         every, rounds = self.evaluate_every, self.rounds
         return frozenset({0, *range(every, rounds + 1, every), rounds}) if every else frozenset()
+
+    @property
+    def adds(self) -> bool:
+        """Whether the global adapter moves by a round's update and nothing else."""
+        plain = self.server_optimizer == "sgd" and self.server_momentum == 0
+        return plain and self.server_learning_rate == 1
 
     @property
     def facts(self) -> MethodFacts:

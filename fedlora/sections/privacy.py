@@ -110,6 +110,11 @@ class Privacy(Section):
                 "privacy.unit: client counts each client the same: set federation.weighting: "
                 "uniform, and remove max_weight"
             )
+        if federation.drift_correction:
+            raise ValueError(
+                "federation.drift_correction makes an update depend on when its client last took "
+                "part, which privacy.unit: client does not account for: remove it"
+            )
         if federation.evaluate_every:
             raise ValueError(
                 "an evaluation tells of single clients, which privacy.unit: client hides: set "

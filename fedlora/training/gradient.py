@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
 from typing import Protocol, TypeAlias
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from fedlora.recipe import Recipe
 from fedlora.training.base_model.trained_part import TrainedPart
+from fedlora.training.divergence import Divergence
 
 
 class Gradient(Protocol):
@@ -26,7 +28,7 @@ class Gradient(Protocol):
         """Leave the gradient of what was added on the trained tensors, and begin a new step.
 
         Returns:
-            Whether the optimiser can step with it.
+            Whether the optimiser can step with it: false where the training has diverged.
         """
 
 
@@ -38,7 +40,8 @@ def plain_gradient(recipe: Recipe) -> GradientOf:
     """Return how to train without privacy.
 
     The gradient is the sum of the examples' gradients over ``recipe.batch_size``, the *expected*
-    number of examples, clipped to ``recipe.max_grad_norm``.
+    number of examples, clipped to ``recipe.max_grad_norm``. A training has diverged when a gradient
+    is not finite, or by its losses (``Divergence``).
     """
     return lambda trained: nullcontext(_PlainGradient(trained, recipe))
 
@@ -47,15 +50,16 @@ class _PlainGradient:
     def __init__(self, trained: TrainedPart, recipe: Recipe) -> None:
         self._trained = trained
         self._recipe = recipe
-        self._finite = True
+        self._divergence = Divergence()
+        self._losses: list[float] = []
 
     def add(self, losses: Tensor) -> None:
-        loss = losses.sum()
-        (loss / self._recipe.batch_size).backward()
-        self._finite = self._finite and math.isfinite(loss.item())
+        (losses.sum() / self._recipe.batch_size).backward()
+        self._losses += losses.detach().tolist()
 
     def finish(self) -> bool:
         self._trained.take_gradients()
         norm = clip_grad_norm_(self._trained.tensors, self._recipe.max_grad_norm)
-        finite, self._finite = self._finite and math.isfinite(norm), True
-        return finite
+        diverged = bool(self._losses) and self._divergence.has_come(fmean(self._losses))
+        self._losses.clear()
+        return math.isfinite(norm) and not diverged

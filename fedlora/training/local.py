@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from fedlora.adapter import AdapterSpec, AdapterState
-from fedlora.errors import RunError
+from fedlora.errors import DivergedError
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
 from fedlora.training.batch import Batch
+from fedlora.training.drift import Drift
 from fedlora.training.gradient import GradientOf
 from fedlora.training.objectives import Objective, sft_loss
-from fedlora.training.schedule import learning_rate_factor
+from fedlora.training.optimizer import Optimizer
+from fedlora.training.schedule import learning_rate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,11 +44,13 @@ def train_local(
     total_steps: int,
     seed: str,
     objective: Objective = sft_loss,
+    proximal: float = 0.0,
+    correction: AdapterState | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> LocalResult:
     """Train ``received`` for some steps and return the result; the base keeps it as its adapter.
 
-    AdamW starts afresh.
+    The optimiser starts afresh.
 
     Guarantees:
         - Equal arguments give a bit-equal result on one CPU machine, dropout included.
@@ -59,18 +63,21 @@ def train_local(
         steps: for each optimiser step its micro-batches; none is a step without examples.
         gradient: makes each step's gradient: ``plain_gradient(recipe)``, or a private one.
         part: the factors and leading components that are trained.
-        recipe: learning rate, schedule, weight decay.
+        recipe: optimiser, learning rate, schedule, weight decay.
         first_step: steps of the whole training that come before this call.
         total_steps: steps of the whole training.
         seed: what dropout is drawn from. In a private run it must be a secret: to whom it is known,
             an example changes the gradients of those behind it in its batch by shifting their
             dropout.
         objective: gives the loss of each example.
+        proximal: weight of FedProx's term (``Drift``).
+        correction: of ``part``: what is taken from each step, times its learning rate.
         on_step: called with the number of steps taken here and the loss of the last.
 
     Raises:
         AdapterError: ``received`` does not fit the base.
-        RunError: a step has no finite gradient.
+        BaseModelError: the optimiser is not to be had on the base's device.
+        DivergedError: a step has no finite gradient, or the losses exploded.
     """
     base.load_adapter(received)
     losses: list[float] = []
@@ -80,11 +87,8 @@ def train_local(
         _seeded(seed, base.device),
         gradient(trained) as gradients,
     ):
-        # torch's fused step takes a view for contiguous memory and would change other values
-        fused = all(tensor.is_contiguous() for tensor in trained.tensors)
-        optimizer = torch.optim.AdamW(
-            trained.tensors, weight_decay=recipe.weight_decay, fused=fused
-        )
+        optimizer = Optimizer(trained, recipe)
+        drift = Drift(trained, proximal=proximal, correction=correction)
         for step, micro_batches in enumerate(steps, start=first_step):
             total, count = 0.0, 0
             for batch in micro_batches:
@@ -95,15 +99,11 @@ def train_local(
                 tokens += batch.tokens
             loss = total / count if count else math.nan
             if not gradients.finish():
-                raise _diverged(step, loss, recipe)
-            optimizer.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(
-                step,
-                total_steps=total_steps,
-                warmup_ratio=recipe.warmup_ratio,
-                scheduler=recipe.lr_scheduler,
-            )
-            optimizer.step()
-            optimizer.zero_grad()
+                raise _diverged(step, [*losses, loss], recipe)
+            rate = learning_rate(recipe, step, total_steps=total_steps)
+            drift.pull()
+            optimizer.step(rate)
+            drift.correct(rate)
             losses.append(loss)
             examples += count
             if on_step is not None:
@@ -111,11 +111,11 @@ def train_local(
     return LocalResult(state=base.adapter(), losses=losses, examples=examples, tokens=tokens)
 
 
-def _diverged(step: int, loss: float, recipe: Recipe) -> RunError:
-    return RunError(
-        f"Training diverged at step {step + 1}: the loss is {loss:g}, or its gradient is not "
-        f"finite. Lower learning_rate (now {recipe.learning_rate:g}) or set bf16: false, then "
-        "run again."
+def _diverged(step: int, losses: Sequence[float], recipe: Recipe) -> DivergedError:
+    return DivergedError(
+        f"Training diverged at step {step + 1}: the loss is {losses[-1]:g}, after {losses[0]:g} at "
+        "the first step of the round, or its gradient is not finite. Nothing was sent. Lower "
+        f"learning_rate (now {recipe.learning_rate:g}) or set bf16: false, then run again."
     )
 
 

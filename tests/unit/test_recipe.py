@@ -291,6 +291,15 @@ CONFLICTS = {
     "below the trained rank": ("{publish_rank: 4}", "is 4, but sites train up to rank 8"),
     "too few for Krum": ("{robust: multi-krum, attackers: 0.3}", "needs a cohort of 5"),
     "nobody to stand": ("{robust: multi-krum}", "is no client: set federation.attackers to 0.25"),
+    "a turning gauge against drift": ("{drift_correction: true}", "take freeze-a, average or"),
+    "a personal factor against drift": (
+        "{method: share-a, drift_correction: true}",
+        "or stay at their site",
+    ),
+    "a server of its own mind against drift": (
+        "{method: average, drift_correction: true}",
+        "set server_optimizer: sgd, server_momentum: 0 and server_learning_rate: 1",
+    ),
     "no majority": ("{sites: 2, robust: cosine-filter}", "majority of at least 3 clients"),
 }
 
@@ -454,6 +463,10 @@ IMPOSSIBLE = {
         "evaluation_noise has no effect",
     ),
     "a guessable seed": (EXAMPLE + "lora_dropout: 0.1", "whose seed can be guessed"),
+    "an update that tells of earlier rounds": (
+        CLIENT + "federation: {evaluate_every: 0, server_momentum: 0, drift_correction: true}",
+        "when its client last took part",
+    ),
     "evaluation of single clients": (CLIENT, "an evaluation tells of single clients"),
 }
 
@@ -478,7 +491,7 @@ def test_records_belong_to_a_site():
     ("text", "says"),
     [
         ("sequence_length: 5\n", "sequence_length is not a known key; did you mean sequence_len?"),
-        ("str: 5\n", "str is not a known key; known keys: adapter, base_model,"),
+        ("str: 5\n", "str is not a known key; known keys: adam_beta1, adam_beta2,"),
         ("a[0]: 5\n", "a[0] is not a known key"),
         ("federation: {tuple: 5}\n", "federation.tuple is not a known key; known keys: attackers"),
         ("lora_r: eight\n", "lora_r: input should be a valid integer, but it is 'eight'"),
@@ -534,6 +547,13 @@ def test_every_wrong_key_is_listed_with_its_own_line():
         (TWO_SITES + "federation: {cohort_size: 1, quorum: 2}\n", "but a cohort has 1"),
         ("datasets: [{path: a, site: a}, {path: b}]\n", "either every dataset names its site"),
         ("datasets: [{path: a, packages: [json]}]\n", "path: standard-library"),
+        (LEAST + "sgd_momentum: 0.9\n", "no effect with optimizer: adamw_torch: remove it"),
+        (LEAST + "optimizer: sgd\nadam_beta2: 0.95\n", "adam_beta2 has no effect with optimizer"),
+        (
+            LEAST + "lr_scheduler: linear\ncosine_min_lr_ratio: 0.1\n",
+            "no effect with lr_scheduler: linear",
+        ),
+        (LEAST + "warmup_steps: 120\n", "warmup_steps is 120, but there are 120 steps"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(text, says):

@@ -7,6 +7,7 @@ from typing import Any
 from fedlora.errors import WireError
 from fedlora.gate.inspection import inspect_metrics
 from fedlora.recipe import Recipe
+from fedlora.runtime.metrics import shares_of
 
 _HELD_OUT = "eval_loss_sum", "eval_tokens"
 _PUBLIC = "public_loss_sum", "public_tokens"
@@ -16,12 +17,14 @@ _LARGEST_LOSS = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Loss sums in nats, with the tokens that they are over."""
+    """Loss sums in nats, with the tokens that they are over, and shares with what they are of."""
 
     recipe: Recipe
     round: int
     held_out: dict[str, list[float]] = field(default_factory=dict)
     """By site, on its own held-out rows."""
+    shares: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """By site and name, of the same rows, where there are any."""
     public: dict[str, list[float]] = field(default_factory=dict)
     """By site that has a public text, on that."""
     unmeasured: dict[str, str] = field(default_factory=dict)
@@ -36,7 +39,10 @@ class Measured:
         """
         values = inspect_metrics(metrics, unit=self.recipe.privacy.unit)
         if self.round in self.recipe.federation.evaluated_rounds:
+            shares = {name: [s.total, s.count] for name, s in shares_of(values).items()}
             self.held_out[site] = _pair(values, _HELD_OUT)
+            if shares:
+                self.shares[site] = shares
         if values.keys() & set(_PUBLIC):
             self.public[site] = _pair(values, _PUBLIC)
 
@@ -44,6 +50,7 @@ class Measured:
         """Return what the round's record says of it."""
         return {
             "evaluation": self.held_out,
+            "shares": self.shares,
             "public": self.public,
             "unmeasured": self.unmeasured,
         }

@@ -20,7 +20,7 @@ from fedlora.runtime.client.probes import Report
 _PREFIX = struct.Struct("<IQ")
 LONGEST_QUESTION = 2**20
 """Bytes of a header from the gate, in which a whole recipe stands."""
-LONGEST_ANSWER = 2**16
+LONGEST_ANSWER, _MOST_METRICS = 2**16, 256
 """Bytes of a header from the trainer."""
 
 
@@ -76,7 +76,7 @@ class Answer(_Frame):
     """The trainer has done the work; the bytes are the encoded increment, if it trained."""
 
     kind: Literal["answer"] = "answer"
-    metrics: dict[Annotated[str, Field(max_length=80)], Number] = Field(max_length=16)
+    metrics: dict[Annotated[str, Field(max_length=80)], Number] = Field(max_length=_MOST_METRICS)
 
 
 class Failure(_Frame):

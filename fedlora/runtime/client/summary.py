@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from fedlora.adapter import AdapterSpec
+from fedlora.gate.metrics import SHARES
+from fedlora.gate.policy import Policy
 from fedlora.recipe import Recipe
 from fedlora.runtime.client.approvals import Request
 from fedlora.runtime.client.configuration import SiteConfiguration
@@ -106,13 +108,21 @@ def _metrics(recipe: Recipe, site: SiteConfiguration) -> str:
         names = []
     if asked := len(recipe.federation.evaluated_rounds):
         noised = ", noised" if recipe.privacy.unit == "example" else ""
-        names.append(f"eval_loss_sum and eval_tokens{noised}, at most {asked} times")
+        shares = [] if noised else _counted(recipe, site.policy)
+        more = f", and how many are right by {' and '.join(shares)}" if shares else ""
+        names.append(f"eval_loss_sum and eval_tokens{noised}{more}, at most {asked} times")
     if (measured := len(recipe.publish.text_rounds(recipe.federation))) and site.public_text:
         where = f"of {site.public_text.path}, at most {counted(measured, 'time')}"
         names.append(f"public_loss_sum and public_tokens {where}")
     if recipe.privacy.unit == "example":
         names.append("how many rows the ledger has, and their hash")
     return "; ".join(names) or "no other number"
+
+
+def _counted(recipe: Recipe, policy: Policy) -> list[str]:
+    """Return which shares of held-out rows the policy does not withhold."""
+    named = {metric.name for metric in policy.metrics}
+    return [name for name in SHARES.get(recipe.objective, ()) if f"eval_{name}_sum" in named]
 
 
 def _privacy(recipe: Recipe) -> str:

@@ -1,7 +1,7 @@
 """What a run's records and baselines say, in the sentences, figures and rows of its report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
@@ -46,9 +46,27 @@ class Figure:
     against: str
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What was measured of the base, and of the adapter on it."""
+
+    name: str
+    base: str
+    adapter: str
+    unit: str = ""
+
+
+_NAMES = {"macro_f1": "Macro F1"}
+
+
 def evaluation(record: Record) -> Losses:
     """Return a round's held-out losses; none where it was not evaluated."""
-    return losses_of(record.get("evaluation") or {})
+    return losses_of(record.get("evaluation") or {}, record.get("shares") or {})
+
+
+def _public(record: Record) -> Losses:
+    """Return the losses on the public text, by the site that measured them."""
+    return losses_of(record.get("public") or {})
 
 
 def training(record: Record) -> dict[str, float]:
@@ -93,7 +111,7 @@ def trained(comparison: Comparison) -> list[Trained]:
 
 def outcome(records: Sequence[Record], comparison: Comparison) -> str:
     """Return in a sentence what the run reached."""
-    base, last, number = _ends(records)
+    base, last, number = _ends(evaluation, records)
     before, after = overall(base).loss, overall(last).loss
     if not any(map(evaluation, records)):
         return "No held-out loss was measured."
@@ -117,7 +135,7 @@ def outcome(records: Sequence[Record], comparison: Comparison) -> str:
 
 def figures(records: Sequence[Record], comparison: Comparison) -> list[Figure]:
     """Return the figures that stand at the top of the report."""
-    base, last, number = _ends(records)
+    base, last, number = _ends(evaluation, records)
     found: list[Figure] = []
 
     def add(name: str, value: str, against: str) -> None:
@@ -127,6 +145,8 @@ def figures(records: Sequence[Record], comparison: Comparison) -> list[Figure]:
         before, after = (fmt.loss(overall(losses).loss, 2) for losses in (base, last))
         add("Held-out loss", after, f"base {before} nats per token")
         add("Perplexity", _shown_perplexity(last), f"base {_shown_perplexity(base)}")
+    for measure in measures(records):
+        add(measure.name, measure.adapter, f"base {measure.base}{measure.unit}")
     own = {s: losses[s] for s, losses in comparison.alone.items() if s in losses and s in last}
     for name, baseline in (("the base", base if number else {}), ("own model", own)):
         if baseline:
@@ -138,6 +158,26 @@ def figures(records: Sequence[Record], comparison: Comparison) -> list[Figure]:
         add("Traffic", fmt.size(down + up), f"{fmt.size(down)} down, {fmt.size(up)} up")
         complete = fmt.counted(records[-1]["round"], "round")
         add("Time", fmt.duration(sums["seconds"]), f"for {complete}")
+    return found
+
+
+def measures(records: Sequence[Record]) -> list[Measure]:
+    """Return what was measured besides the held-out loss, at the sites that measured both."""
+    base, last, _ = _ends(evaluation, records)
+    of_base, of_last = overall(base).means, overall(last).means
+    found = [
+        Measure(
+            name=_NAMES.get(name, name.replace("_", " ").capitalize()),
+            base=fmt.percent(of_base[name], 1),
+            adapter=fmt.percent(of_last[name], 1),
+        )
+        for name in of_base
+        if name in of_last
+    ]
+    base, last, _ = _ends(_public, records)
+    if base:
+        before, after = (fmt.loss(overall(losses).loss) for losses in (base, last))
+        found.append(Measure("Public text", before, after, unit=" nats per token"))
     return found
 
 
@@ -190,9 +230,11 @@ def _gap(losses: Mapping[str, float]) -> str:
     return f"; it closed {share} of the gap between sites training alone and all data pooled"
 
 
-def _ends(records: Sequence[Record]) -> tuple[Losses, Losses, int]:
+def _ends(
+    read: Callable[[Record], Losses], records: Sequence[Record]
+) -> tuple[Losses, Losses, int]:
     """Return the base's and the last evaluation, of the sites in both, and the latter's round."""
-    measured = {record["round"]: losses for record in records if (losses := evaluation(record))}
+    measured = {record["round"]: losses for record in records if (losses := read(record))}
     number = max(measured, default=0)
     first, last = measured.get(0, {}), measured.get(number, {})
     shared = [site for site in first if site in last]

@@ -5,7 +5,9 @@ from flwr.clientapp import ClientApp
 
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.runtime import records
+from fedlora.runtime.metrics import eval_metrics
 from fedlora.runtime.site.asked import Asked
+from fedlora.runtime.site.drift import SiteDrift
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.mods import GUARDS, discreet
 from fedlora.runtime.site.personal import keep_personal, with_personal
@@ -25,16 +27,21 @@ def train(message: Message, context: Context) -> Message:
     site, envelope = _opened(message, context)
     recipe, number = site.recipe, envelope.round
     received = _received(message, site, envelope, before=number)
+    memory = SiteMemory(site.name, envelope.run)
+    drift = SiteDrift(recipe=recipe, memory=memory, number=number, received=received)
     examples, metrics = recipe.examples_of_round[-1], dict[str, float]()
     if recipe.privacy.unit == "example":
-        state = trained_privately(site, received, run=envelope.run, number=number)
+        state = trained_privately(
+            site, received, run=envelope.run, number=number, correction=drift.correction
+        )
     else:
-        result = site.train_round(received, number=number)
+        result = site.train_round(received, number=number, correction=drift.correction)
         state = result.state
         if recipe.privacy.unit == "none":
             examples = result.examples
             metrics = {"train_loss": sum(result.losses) / len(result.losses)}
-    keep_personal(state, recipe, SiteMemory(site.name, envelope.run), number=number)
+    keep_personal(state, recipe, memory, number=number)
+    drift.keep(state)
     envelope = records.envelope_of_update(envelope, recipe, site.name)
     increment = state.part(envelope.spec).minus(received.part(envelope.spec))
     update = AdapterUpdate(spec=envelope.spec, values=increment, num_examples=examples)
@@ -65,8 +72,7 @@ def _held_out(
 ) -> dict[str, int | float]:
     if site.recipe.privacy.unit == "example":
         return evaluated_privately(site, state, run=run, number=number)
-    result = site.evaluate(state)
-    return {"eval_loss_sum": result.loss_sum, "eval_tokens": result.tokens}
+    return eval_metrics(site.evaluate(state))
 
 
 def _opened(message: Message, context: Context) -> tuple[Site, Envelope]:

@@ -75,7 +75,7 @@ class SiteMemory:
         Raises:
             RunError: they cannot be read.
         """
-        paths = [path for path in self._paths(name) if path < self._path(name, before)]
+        paths = self._before(name, before)
         if not paths:
             return None
         try:
@@ -85,6 +85,14 @@ class SiteMemory:
                 f"{paths[-1]}: what the site remembers cannot be read ({error}). Put the file back "
                 "from a backup; without it the site goes on from what it had a round before."
             ) from None
+
+    def last(self, name: str, *, before: int) -> int:
+        """Return the last round before ``before`` that has such values; 0 where there is none."""
+        paths = self._before(name, before)
+        return int(paths[-1].stem.rpartition("-")[2]) if paths else 0
+
+    def _before(self, name: str, number: int) -> list[Path]:
+        return [path for path in self._paths(name) if path < self._path(name, number)]
 
     def _path(self, name: str, number: int) -> Path:
         return self.folder / f"{name}-{number:08}.safetensors"

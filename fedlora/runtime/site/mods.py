@@ -14,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fedlora.errors import (
     BudgetError,
+    DivergedError,
     EvidenceError,
     FedloraError,
     InspectionError,
@@ -111,6 +112,7 @@ _REASONS: Mapping[type[Exception], str] = {
     BudgetError: "The site's privacy budget does not allow it.",
     InspectionError: "The site's gate refused the answer.",
     StorageError: "The site cannot write to its disk.",
+    DivergedError: "The site's training diverged: lower learning_rate.",
 }
 _NO_REASON = "The site could not answer; its own log says why."
 SAID = frozenset({*_REASONS.values(), _NO_REASON})

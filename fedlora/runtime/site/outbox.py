@@ -26,8 +26,9 @@ The chain lets the adapters of its last rounds come again: by each of them the e
 round and the training of the next can be asked for.
 """
 
-_COPIES, _FLOAT32, _MARGIN = 3, 4, 2**20
-"""Of an adapter's values: in the outbox, in the error feedback, and beside what one replaces.
+_COPIES, _FLOAT32, _MARGIN = 5, 4, 2**20
+"""Of an adapter's values: in the outbox, in the error feedback, two against drift, and beside what
+one replaces.
 
 The bytes of a value, and those that logs take.
 """

@@ -10,8 +10,22 @@ from fedlora.runtime.site.private_steps import private_steps, self_test
 from fedlora.runtime.site.site import Site
 
 
-def trained_privately(site: Site, received: AdapterState, *, run: str, number: int) -> AdapterState:
+def trained_privately(
+    site: Site,
+    received: AdapterState,
+    *,
+    run: str,
+    number: int,
+    correction: AdapterState | None = None,
+) -> AdapterState:
     """Return what a private round makes of the adapter: all of it that may leave the site.
+
+    Args:
+        site: which trains.
+        received: the adapter to begin with.
+        run: the run's name.
+        number: of the round.
+        correction: of each step; made of what is private already, or public.
 
     Raises:
         BudgetError: the site's account does not allow it.
@@ -26,7 +40,9 @@ def trained_privately(site: Site, received: AdapterState, *, run: str, number: i
     charge = budget.training(number, clip_norm=clip_norm).redeem()
     source = budget.stream(f"train/{number}")
     mechanism = private_steps(recipe, charge, source)
-    result = site.train_round_privately(received, number=number, mechanism=mechanism, source=source)
+    result = site.train_round_privately(
+        received, number=number, mechanism=mechanism, source=source, correction=correction
+    )
     if recipe.privacy.clip_quantile is not None:
         bound = torch.tensor([mechanism.clip_norm], dtype=torch.float64)
         memory.keep(name, bound, number=number)

@@ -126,7 +126,9 @@ class Site:
         rows = [[row.ids for row in part] for part in parts]
         return hashlib.sha256(json.dumps(rows).encode()).digest()
 
-    def train_round(self, received: AdapterState, *, number: int) -> LocalResult:
+    def train_round(
+        self, received: AdapterState, *, number: int, correction: AdapterState | None = None
+    ) -> LocalResult:
         """Train the received adapter for the steps of round ``number`` (from 1)."""
         steps = self.recipe.federation.local_steps
         return self.train(
@@ -135,10 +137,18 @@ class Site:
             first_step=(number - 1) * steps,
             steps=steps,
             total_steps=self.recipe.total_steps,
+            proximal=self.recipe.federation.proximal_mu,
+            correction=correction,
         )
 
     def train_round_privately(
-        self, received: AdapterState, *, number: int, mechanism: DpSgd, source: RoundSource
+        self,
+        received: AdapterState,
+        *,
+        number: int,
+        mechanism: DpSgd,
+        source: RoundSource,
+        correction: AdapterState | None = None,
     ) -> LocalResult:
         """Train likewise, but so that the result tells little of any one row.
 
@@ -149,6 +159,7 @@ class Site:
             number: of the round, from 1.
             mechanism: takes the steps that were charged.
             source: where samples and dropout come from.
+            correction: of each step (``Drift``).
 
         Raises:
             RunError: noise, clipping or training is not what it should be.
@@ -164,6 +175,8 @@ class Site:
             total_steps=self.recipe.total_steps,
             seed=source.secret(),
             objective=self._losses_after(received),
+            proximal=self.recipe.federation.proximal_mu,
+            correction=correction,
         )
 
     def train(
@@ -174,6 +187,8 @@ class Site:
         first_step: int,
         steps: int,
         total_steps: int,
+        proximal: float = 0.0,
+        correction: AdapterState | None = None,
         on_step: Callable[[int, float], None] | None = None,
     ) -> LocalResult:
         """Train a part of the received adapter for ``steps`` of a training of ``total_steps``.
@@ -192,43 +207,46 @@ class Site:
             total_steps=total_steps,
             seed=f"{self.recipe.seed}/{self.name}/{first_step}",
             objective=self._losses_after(received),
+            proximal=proximal,
+            correction=correction,
             on_step=on_step,
         )
         visited = (chain(*self._step(step)) for step in range(first_step, first_step + steps))
         return replace(result, examples=sum(len(set(rows)) for rows in visited))
 
     def evaluate(self, state: AdapterState | None) -> Evaluation:
-        """Return the loss of the base with ``state``, or alone, on the held-out rows."""
-        batches, measure = self._micro_batches(self.held_out_rows), self.objective.measure
-        return evaluate(self.base, state, batches, measure=measure)
+        """Return what the objective measures of the base, with ``state`` or alone, held-out."""
+        batches = self._micro_batches(self.held_out_rows)
+        return evaluate(self.base, state, batches, measure=self.objective.measure)
 
     def evaluate_public(self, state: AdapterState | None) -> Evaluation:
-        """Return the loss of the base with ``state``, or alone, on the public text."""
-        reader = replace(self, objective=Sft(self.recipe), held_out_rows=self.public_rows)
-        return reader.evaluate(state)
+        """Return the loss of the base, with ``state`` or alone, on the public text."""
+        text = Sft(self.recipe)
+        batches = self._micro_batches(self.public_rows, text)
+        return evaluate(self.base, state, batches, measure=text.measure)
 
     def losses(self, rows: Sequence[Tokenized], state: AdapterState | None) -> list[float]:
-        """Return the mean loss of each row, in an order of its own; the same each time.
+        """Return the loss of each row, in an order of its own; the same each time.
 
         Args:
             rows: of this site.
             state: the adapter; none for the base alone.
         """
-        batches, measure = self._micro_batches(rows), self.objective.measure
-        return example_losses(self.base, state, batches, measure=measure)
+        batches, losses = self._micro_batches(rows), self._losses_after(None)
+        return example_losses(self.base, state, batches, losses=losses)
 
     def clipped_loss_sum(self, state: AdapterState | None, *, largest: float) -> float:
-        """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
-        batches, measure = self._padded_alone(self.held_out_rows), self.objective.measure
-        return clipped_loss_sum(self.base, state, batches, largest=largest, measure=measure)
+        """Return the sum over held-out rows of their losses, each cut to ``largest``."""
+        batches, losses = self._padded_alone(self.held_out_rows), self._losses_after(None)
+        return clipped_loss_sum(self.base, state, batches, losses=losses, largest=largest)
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
         for step in range(first_step, first_step + steps):
             yield [self._collate([self.train_rows[i] for i in rows]) for rows in self._step(step)]
 
-    def _losses_after(self, received: AdapterState) -> Callable[[BaseModel, Batch], Tensor]:
-        """Return the objective of a training that begins with an adapter."""
+    def _losses_after(self, received: AdapterState | None) -> Callable[[BaseModel, Batch], Tensor]:
+        """Return the objective of a training that begins with an adapter, or none."""
         return lambda base, batch: self.objective.losses(base, batch, received)
 
     def _sampled(self, charge: Charge, source: RoundSource) -> Iterator[list[Batch]]:
@@ -250,11 +268,16 @@ class Site:
             for start in range(0, len(group), size):
                 yield self._collate(group[start : start + size], length=length)
 
-    def _micro_batches(self, rows: Sequence[Tokenized]) -> Iterator[Batch]:
+    def _micro_batches(
+        self, rows: Sequence[Tokenized], objective: Objective[Any, Any, Any] | None = None
+    ) -> Iterator[Batch]:
         """Yield all rows once, those of like length together."""
         rows = sorted(rows, key=lambda row: row.length)
         size = self.recipe.micro_batch_size
-        return (self._collate(rows[i : i + size]) for i in range(0, len(rows), size))
+        pad = self.base.pad_token_id
+        chosen = objective or self.objective
+        for start in range(0, len(rows), size):
+            yield chosen.collate(rows[start : start + size], pad_token_id=pad)
 
     def _part(self, number: int) -> AdapterSpec:
         """Return the factors and components that the site trains in round ``number``."""

@@ -3,6 +3,7 @@
 The only importer of transformers, PEFT, bitsandbytes and the hub's client.
 """
 
+from fedlora.training.base_model.bnb_adamw import bnb_adamw, require_optimizer
 from fedlora.training.base_model.facts import BaseFacts, describe, mergeable
 from fedlora.training.base_model.files import digest, other_files, resolve, weight_files
 from fedlora.training.base_model.panel import Panel
@@ -12,10 +13,12 @@ __all__ = [
     "BaseFacts",
     "BaseModel",
     "Panel",
+    "bnb_adamw",
     "describe",
     "digest",
     "mergeable",
     "other_files",
+    "require_optimizer",
     "resolve",
     "weight_files",
 ]

@@ -8,12 +8,12 @@ import pytest
 from fedlora.adapter import AdapterUpdate, InspectedUpdate
 from fedlora.errors import InspectionError, PolicyError
 from fedlora.gate.inspection import (
-    ALLOWED_METRICS,
     Leave,
     inspect_metrics,
     inspect_public_metrics,
     require_sound,
 )
+from fedlora.gate.metrics import ALLOWED, COUNTED
 from fedlora.gate.policy import Policy
 from tests.strategies import make_spec, make_update
 
@@ -98,8 +98,8 @@ def test_an_update_that_is_not_finite_stays(bad, place):
 def test_allowed_metrics_pass_as_they_are():
     """What is returned is a copy: what the caller adds later was not inspected."""
     metrics = {"train_loss": 1.5, "eval_loss_sum": -0.0, "eval_tokens": 10**6}
-    metrics |= {"public_loss_sum": 2.5, "public_tokens": 7}
-    assert metrics.keys() == ALLOWED_METRICS
+    metrics |= {"public_loss_sum": 2.5, "public_tokens": 7} | dict.fromkeys(COUNTED, 3)
+    assert metrics.keys() == ALLOWED
     result = inspect_metrics(metrics, unit="none")
     assert result == metrics
     metrics["name"] = 1
@@ -107,12 +107,23 @@ def test_allowed_metrics_pass_as_they_are():
     assert inspect_metrics({}, unit="none") == {}
 
 
-@pytest.mark.parametrize("name", ["accuracy", "", "train_loss ", "Train_loss", "x" * 10_000])
+@pytest.mark.parametrize("index", ["0", "7", "99"])
+def test_a_metric_of_a_class_ends_in_its_number(index):
+    """So each class may have its own."""
+    metrics = {f"eval_f1_sum.{index}": 1, f"eval_f1_count.{index}": 2}
+    assert inspect_metrics(metrics, unit="none") == metrics
+
+
+_NO_METRICS = ["accuracy", "", "train_loss ", "Train_loss", "x" * 10_000]
+_NO_METRICS += ["eval_f1_sum.100", "eval_f1_sum.x", "eval_f1_sum.", "eval_loss_sum.1"]
+
+
+@pytest.mark.parametrize("name", _NO_METRICS)
 def test_a_metric_that_is_not_on_the_list_stays(name):
     """A name can carry data too, so the list is closed, and the message cuts it short."""
     with pytest.raises(InspectionError, match="may not leave the site; allowed are") as caught:
         inspect_metrics({"train_loss": 1.0, name: 1.0}, unit="none")
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -129,6 +140,23 @@ def test_under_privacy_only_what_was_noised_leaves(unit):
     assert inspect_metrics(noised, unit=unit) == noised
     with pytest.raises(InspectionError, match="train_loss' may not leave"):
         inspect_metrics({"train_loss": 1.0}, unit=unit)
+    for name in (*COUNTED, "eval_f1_sum.3"):
+        with pytest.raises(InspectionError, match=f"'{name}' may not leave"):
+            inspect_metrics({**noised, name: 3}, unit=unit)
+
+
+def test_counts_that_a_policy_does_not_name_are_withheld():
+    """The evaluation goes on without them; what is named leaves, each class by the same word."""
+    keys = ["eval_loss_sum", "eval_tokens", "eval_f1_sum", "eval_f1_count"]
+    named = [metric for metric in Policy().metrics if metric.name in keys]
+    leave = Leave(unit="none", purpose="evaluate", charges=0, policy=Policy(metrics=named))
+    kept = {"eval_loss_sum": 3.5, "eval_tokens": 2, "eval_f1_sum.4": 2, "eval_f1_count.4": 3}
+    withheld = {"eval_label_accuracy_sum": 1, "eval_label_accuracy_count": 2}
+    assert leave.inspect_metrics(kept | withheld) == kept
+    with pytest.raises(PolicyError, match="'train_loss' is to leave"):
+        leave.inspect_metrics({**kept, "train_loss": 1.0})
+    with pytest.raises(PolicyError, match=r"metrics\.eval_f1_sum\.4: .*outside"):
+        leave.inspect_metrics({**kept, "eval_f1_sum.4": -1})
 
 
 def test_under_privacy_the_number_of_examples_is_fixed():
@@ -142,7 +170,7 @@ def test_without_a_charge_only_the_public_text_is_told():
     """Its loss can be measured by whoever has the adapter; a held-out loss stays."""
     public = {"public_loss_sum": 2.5, "public_tokens": 7}
     assert inspect_public_metrics(public) == public
-    for name in sorted(ALLOWED_METRICS - public.keys()):
+    for name in sorted(ALLOWED - public.keys()):
         with pytest.raises(InspectionError, match=f"{name}' may not leave"):
             inspect_public_metrics({**public, name: 1.0})
     with pytest.raises(InspectionError, match="public_loss_sum is nan"):

@@ -13,6 +13,7 @@ from fedlora.data.preferences import TokenizedPair, collate_pairs, tokenize_pair
 from fedlora.data.tokens import Tokenizer
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
+from fedlora.training.evaluation import Evaluation, Share
 from fedlora.training.objectives import dpo_loss, dpo_margins
 
 
@@ -30,14 +31,16 @@ class Dpo:
     ) -> Batch:
         return collate_pairs(rows, pad_token_id=pad_token_id, length=length)
 
-    def losses(self, base: BaseModel, batch: Batch, received: AdapterState, /) -> Tensor:
+    def losses(self, base: BaseModel, batch: Batch, received: AdapterState | None, /) -> Tensor:
         reference = received if self.recipe.dpo_reference == "global" else None
         return self._loss(dpo_margins(base, batch, reference=reference))
 
-    def measure(self, base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return losses against the base alone, so that they compare over rounds and runs."""
-        losses = self._loss(dpo_margins(base, batch, reference=None))
-        return losses, torch.ones_like(losses, dtype=torch.int64)
+    def measure(self, base: BaseModel, batch: Batch) -> Evaluation:
+        """Measure against the base alone, so that rounds and runs compare."""
+        margins = dpo_margins(base, batch, reference=None)
+        losses, won = self._loss(margins), Share.of(margins > 0)
+        loss_sum = float(losses.sum(dtype=torch.float64))
+        return Evaluation(loss_sum=loss_sum, tokens=len(losses), shares={"pair_accuracy": won})
 
     def _loss(self, margins: Tensor) -> Tensor:
         return dpo_loss(

@@ -8,6 +8,7 @@ from torch import Tensor
 from fedlora.adapter import AdapterState
 from fedlora.data.tokens import TokenizedExample, Tokenizer
 from fedlora.training.base_model import BaseModel
+from fedlora.training.evaluation import Evaluation
 
 
 class Tokenized(Protocol):
@@ -50,18 +51,17 @@ class Objective(Protocol[RowT_contra, TokenizedT, BatchT]):
     ) -> BatchT:
         """Return rows (at least one) side by side, padded to the longest or to ``length``."""
 
-    def losses(self, base: BaseModel, batch: BatchT, received: AdapterState, /) -> Tensor:
+    def losses(self, base: BaseModel, batch: BatchT, received: AdapterState | None, /) -> Tensor:
         """Return the differentiable float32 loss of each row, ``(rows,)``.
 
         Args:
             base: with the adapter that is trained.
             batch: as ``collate`` made it.
-            received: the adapter that the training began with.
+            received: the adapter that the training began with; where none did, the base alone.
         """
 
-    def measure(self, base: BaseModel, batch: BatchT) -> tuple[Tensor, Tensor]:
-        """Return what an evaluation sums up of each row: its loss, and what it counts for.
+    def measure(self, base: BaseModel, batch: BatchT) -> Evaluation:
+        """Return what held-out rows are judged by, as sums; gradients are off.
 
-        Returns:
-            ``(rows,)`` float32 in nats, and ``(rows,)`` int64: tokens, or whole rows.
+        Beside the loss there may be shares, of names that may leave a site (``gate.metrics``).
         """

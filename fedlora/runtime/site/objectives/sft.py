@@ -11,7 +11,8 @@ from fedlora.data.examples import Example
 from fedlora.data.tokens import TokenizedExample, Tokenizer, tokenize
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
-from fedlora.training.objectives import sft_loss, token_losses
+from fedlora.training.evaluation import Evaluation
+from fedlora.training.objectives import sft_loss, sft_measure
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Sft:
     ) -> Batch:
         return collate(rows, pad_token_id=pad_token_id, length=length)
 
-    def losses(self, base: BaseModel, batch: Batch, _received: AdapterState, /) -> Tensor:
+    def losses(self, base: BaseModel, batch: Batch, _received: AdapterState | None, /) -> Tensor:
         return sft_loss(base, batch)
 
-    def measure(self, base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        return token_losses(base, batch)
+    def measure(self, base: BaseModel, batch: Batch) -> Evaluation:
+        return sft_measure(base, batch)

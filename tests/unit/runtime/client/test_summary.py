@@ -58,7 +58,8 @@ def test_a_run_without_privacy_in_plain_words():
             "",
             (
                 "train_loss and the number of examples, with each update; eval_loss_sum and "
-                "eval_tokens, at most 5 times"
+                "eval_tokens, and how many are right by token_accuracy and exact_match, at most 5 "
+                "times"
             ),
         ),
         (

@@ -147,6 +147,35 @@ def test_the_outcome_weighs_sites_by_their_tokens_and_names_the_gap_that_was_clo
     assert f"in 1 round; it closed {share}\N{NO-BREAK SPACE}% of the gap" in text
 
 
+def test_what_was_counted_is_shown_of_base_and_adapter(make_run):
+    """Over the sites that measured both ends; macro F1 is made of the classes' sums."""
+
+    def shares(right, hits):
+        return {
+            "east": {"token_accuracy": [right, 100], "f1.0": [hits, 10], "f1.1": [2, 4]},
+            "south": {"token_accuracy": [0, 100]},
+        }
+
+    def text(loss):
+        return {"public": {"east": [loss * 7, 7.0]}}
+
+    run = make_run(
+        [
+            record(0, sums(BASE), shares=shares(20, 2), **text(3.0)),
+            record(1, sums(FINAL), shares=shares(37, 8)),
+            record(2, sums(FINAL), shares=shares(45, 8), **text(3.25)),
+        ]
+    )
+    _, page = read(run)
+    text_of_page = " ".join(page.text)
+    for shown in (
+        "Token accuracy 45.0\N{NO-BREAK SPACE}% base 20.0\N{NO-BREAK SPACE}%",
+        "Macro F1 65.0\N{NO-BREAK SPACE}% base 35.0\N{NO-BREAK SPACE}%",
+        "Public text 3.250 base 3.000 nats per token",
+    ):
+        assert shown in re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text_of_page)
+
+
 def test_the_table_shows_every_way_of_training_and_marks_the_best_of_each_column(make_run):
     """The row of the mean is the mean over trainers; the smallest number of a column is bold."""
     run = make_run([record(0, sums(BASE)), record(1, sums(FINAL))], baselines=BASELINES)
