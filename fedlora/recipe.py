@@ -134,6 +134,12 @@ class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last c
                 "lora_dropout draws from a generator whose seed can be guessed, which "
                 "privacy.unit: example forbids: set it to 0"
             )
+        if self.privacy.unit == "example" and self.load_in_8bit:
+            raise ValueError(
+                "load_in_8bit chooses the columns that it does not round by all examples of a "
+                "batch together, so that one changes the gradients of others, which "
+                "privacy.unit: example forbids: take adapter: qlora"
+            )
         if self.privacy.unit == "client" and self.wire.compress:
             raise ValueError(
                 "with wire.compress the size of an update tells of its values, which "

@@ -57,7 +57,7 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
-        BaseModelError: the base model is not there or has no such modules.
+        BaseModelError: the base model is not there, has no such modules, or has no room.
     """
     recipe, sites = _located(recipe), []
     if text := recipe.publish.forgetting:
@@ -73,7 +73,9 @@ def plan(recipe: Recipe) -> Plan:
                 digest=hashlib.sha256(_text(examples).encode()).hexdigest(),
             )
         )
-    return Plan(recipe=recipe, base=describe(recipe), sites=tuple(sites))
+    base = describe(recipe)
+    base.require_room(recipe)
+    return Plan(recipe=recipe, base=base, sites=tuple(sites))
 
 
 def _text(examples: SiteExamples) -> str:

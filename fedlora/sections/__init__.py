@@ -4,7 +4,7 @@ from fedlora.sections.base import EMBEDDED, BaseKeys
 from fedlora.sections.data import DataKeys
 from fedlora.sections.datasets import AT_SITE, STANDARD_LIBRARY, Dataset, DatasetType, Source
 from fedlora.sections.federation import Federation
-from fedlora.sections.lora import LoraKeys
+from fedlora.sections.lora import LoraKeys, Quantization
 from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
@@ -29,6 +29,7 @@ __all__ = [
     "Name",
     "Privacy",
     "PrivacyUnit",
+    "Quantization",
     "RunKeys",
     "Section",
     "Simulation",
