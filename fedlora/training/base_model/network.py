@@ -1,5 +1,6 @@
 """Networks and tokenizers as transformers builds them."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ _LONGEST_EAGER = 256
 """Up to this length, plain matrix products train faster on CPUs than torch's fused attention: by
 a tenth at 128 tokens, not at all from 512 (a Llama of 30 M parameters, bfloat16)."""
 
+_NOISE = re.compile(r"drop|jitter")
+"""Keys of a configuration such as ``attention_dropout``, ``resid_pdrop``, ``layerdrop`` and
+``router_jitter_noise``."""
+
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -48,9 +53,7 @@ def load_skeleton(folder: Path) -> PreTrainedModel:
             knows, or of weights that are quantised already.
     """
     with quietly(), _loading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        _require_unquantized(config, folder)
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(_configuration(folder))
     return skeleton
 
 
@@ -63,6 +66,7 @@ def load_network(folder: Path, recipe: Recipe, placement: Placement) -> PreTrain
     with quietly(), _loading(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=_configuration(folder),
             dtype=placement.dtype,
             device_map=placement.device_map,
             attn_implementation=attention(recipe, placement.device),
@@ -106,7 +110,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def quietly() -> Iterator[None]:
     """Keep transformers from printing progress bars and warnings inside the block.
 
-    Among them are deprecations that PEFT meets in transformers, about which a user can do nothing.
+    Among them are deprecations that PEFT meets in transformers, about which a user can do nothing,
+    and PEFT's own warnings about modules: which of them it adapts is checked after it.
     """
     logger = getLogger("transformers")
     level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
@@ -115,6 +120,7 @@ def quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", module=r"peft\.")
             yield
     finally:
         logger.setLevel(level)
@@ -122,13 +128,32 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _require_unquantized(config: PretrainedConfig, folder: Path) -> None:
+def _configuration(folder: Path) -> PretrainedConfig:
+    """Return a base model's configuration, without dropout and other noise in training.
+
+    What is drawn for one example would depend on those before it in the batch, which privacy
+    forbids; the adapter has a dropout of its own, ``lora_dropout``.
+
+    Raises:
+        BaseModelError: the weights are quantised already.
+    """
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
         raise BaseModelError(
             f"{folder}: its weights are quantised already, so that a release could not be merged "
             "into what it was trained on. Take the same model in full precision; adapter: qlora "
             "or load_in_8bit quantises it while it is loaded."
         )
+    _without_noise(config)
+    return config
+
+
+def _without_noise(config: PretrainedConfig) -> None:
+    for key, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            _without_noise(value)
+        elif _NOISE.search(key) and isinstance(value, float):
+            setattr(config, key, 0.0)
 
 
 @contextmanager

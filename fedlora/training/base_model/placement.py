@@ -85,7 +85,7 @@ def _device(wanted: str) -> torch.device:
 def _fast_in_bf16(device: torch.device) -> bool:
     """Tell whether the device multiplies in bfloat16 itself."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "mps":
         return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     # torch has no public query; every processor with AMX has AVX512-BF16 too
