@@ -155,7 +155,10 @@ class Document:
         where = next((self.places[p] for p in ancestors if p in self.places), self.source)
         key = _dotted(path)
         if error["type"] == "extra_forbidden":
-            names = sorted(_section_at(path[:-1], model).model_fields)
+            section = _section_at(path[:-1], model)
+            if reason := getattr(section, "REFUSED", {}).get(str(path[-1])):
+                return f"{where}: {key} is no key of a recipe: {reason}."
+            names = sorted(section.model_fields)
             near = difflib.get_close_matches(str(path[-1]), names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}."
             return f"{where}: {key[:_SHOWN]} is not a known key; {hint}"

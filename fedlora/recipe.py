@@ -174,6 +174,12 @@ class Recipe(TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys)
                     "excess_length_strategy: raise ends a run over one long record, which tells of "
                     "it, and privacy.unit: example forbids that: take truncate or drop"
                 )
+        if self.privacy.unit == "example" and self.load_in_8bit:
+            raise ValueError(
+                "load_in_8bit chooses the columns that it does not round by all examples of a "
+                "batch together, so that one changes the gradients of others, which "
+                "privacy.unit: example forbids: take adapter: qlora"
+            )
         if self.privacy.unit == "client" and self.wire.compress:
             raise ValueError(
                 "with wire.compress the size of an update tells of its values, which "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GemmaConfig,
     GPTNeoXConfig,
@@ -42,6 +43,49 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
 """They differ in attention (grouped, fused with bias, one key for all), in normalisation and in
 whether layers run side by side."""
 
+_GROUPED: dict[str, Any] = _SIZES | {"num_key_value_heads": 2}
+_MIXTURE: dict[str, Any] = _GROUPED | {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED | {"head_dim": 16},
+    "mistral": _GROUPED,
+    "gemma2": _GROUPED | {"head_dim": 16},
+    "gemma3_text": _GROUPED | {"head_dim": 16},
+    "phi": _SIZES,
+    "phi3": _GROUPED | {"pad_token_id": 0},
+    "gpt2": _SIZES,
+    "gptj": _SIZES | {"rotary_dim": 8},
+    "gpt_bigcode": _SIZES,
+    "falcon": _SIZES,
+    "opt": _SIZES | {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "bloom": _SIZES,
+    "mpt": _SIZES,
+    "starcoder2": _GROUPED,
+    "cohere": _SIZES,
+    "olmo2": _SIZES,
+    "granite": _GROUPED,
+    "stablelm": _SIZES | {"num_key_value_heads": 4},
+    "smollm3": _GROUPED | {"pad_token_id": 0},
+    "lfm2": _GROUPED | {"full_attn_idxs": [1]},
+    "mixtral": _GROUPED | {"num_local_experts": 4},
+    "qwen2_moe": _MIXTURE | {"num_experts": 4, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": _MIXTURE | {"num_experts": 4, "head_dim": 16},
+    "gpt_oss": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "xlstm": _SIZES | {"num_heads": 4},
+}
+"""Others that transformers loads by these names: what ``AutoConfig.for_model`` is told of each."""
+
+
+def configuration(architecture: str) -> PretrainedConfig:
+    """Return the configuration of one of the architectures above."""
+    if known := ARCHITECTURES.get(architecture):
+        return known
+    config: PretrainedConfig = AutoConfig.for_model(
+        architecture, **MORE_ARCHITECTURES[architecture]
+    )
+    return config
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -72,14 +116,19 @@ def tiny_recipe(**keys: Any) -> Recipe:
     return Recipe.model_validate({"datasets": [{"path": "standard-library"}], **keys})
 
 
-def tiny_base(folder: Path, architecture: str = "llama", **keys: Any) -> BaseModel:
-    """Write a random model to ``folder`` and load it with an adapter of random A and B."""
-    with torch.random.fork_rng():
+def write_tiny(folder: Path, config: PretrainedConfig) -> Path:
+    """Write a random model of a configuration to ``folder``, with the embedded tokenizer."""
+    with torch.random.fork_rng(), quietly():
         torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture])
-    network.save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(resolve("embedded", None) / name, folder)
+    return folder
+
+
+def tiny_base(folder: Path, architecture: str = "llama", **keys: Any) -> BaseModel:
+    """Write a random model to ``folder`` and load it with an adapter of random A and B."""
+    write_tiny(folder, configuration(architecture))
     base = BaseModel.load(tiny_recipe(base_model=str(folder), **keys))
     generator = torch.Generator().manual_seed(1)
     values = 0.1 * torch.randn(base.spec.size, generator=generator)

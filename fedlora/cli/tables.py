@@ -38,7 +38,8 @@ def print_plan(plan: Plan) -> None:
         f"{base.spec.size:,} parameters ({base.spec.size / base.parameters:.1%} of the base), "
         f"{recipe.adapter} r={recipe.rank}",
     )
-    facts.add_row("compute", f"{base.dtype} on {base.device}, about {size(base.memory)} of memory")
+    facts.add_row("compute", f"{base.dtype} on {base.device}, weights held in {base.weights}")
+    facts.add_row("memory", f"about {size(base.memory)} of {size(base.placement.room)} free")
     facts.add_row(
         "schedule",
         f"{counted(federation.rounds, 'round')} of {counted(federation.local_steps, 'step')} of "

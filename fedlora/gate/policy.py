@@ -231,9 +231,9 @@ def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable
     if spec.rank != recipe.rank:
         yield f"adapter: rank {recipe.rank} is the recipe's, but {spec.rank} is asked"
         return
-    if not math.isclose(spec.scaling, recipe.lora_alpha / recipe.lora_r):
+    if not math.isclose(spec.scaling, recipe.scaling):
         asked = f"{spec.scaling:g} is asked"
-        yield f"adapter: scaling {recipe.lora_alpha / recipe.lora_r:g} is the recipe's, but {asked}"
+        yield f"adapter: scaling {recipe.scaling:g} is the recipe's, but {asked}"
     shapes: dict[str, list[str]] = {}
     for tensor in spec.tensors:
         shapes.setdefault(tensor.module, []).append(tensor.factor)

@@ -76,7 +76,7 @@ class Bounds(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     """At most, like the three that follow: together they bound what a step can do."""
     scaling: Annotated[float, Field(gt=0)] = 16
-    """``lora_alpha / lora_r``."""
+    """What B·A is multiplied by: ``lora_alpha / lora_r``, or ``/ √lora_r`` for rsLoRA."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 10
     weight_decay: Annotated[float, Field(ge=0)] = 1
     batch_size: Range = Range(min=8, max=1024)
@@ -117,7 +117,7 @@ class Bounds(Section):
         federation, size, held_out = recipe.federation, self.batch_size, self.val_set_size
         for key, most, asked in (
             ("learning_rate", self.learning_rate, recipe.learning_rate),
-            ("scaling", self.scaling, recipe.lora_alpha / recipe.lora_r),
+            ("scaling", self.scaling, recipe.scaling),
             ("max_grad_norm", self.max_grad_norm, recipe.max_grad_norm),
             ("weight_decay", self.weight_decay, recipe.weight_decay),
             ("local_steps", self.local_steps, federation.local_steps),

@@ -88,11 +88,9 @@ def _held(manifest: Manifest) -> str:
     compute = {"by-device": "what the device has"}.get(
         quantization.compute_dtype, quantization.compute_dtype
     )
-    kind = "full precision"
-    if quantization.kind != "none":
-        twice = ", doubly quantised" if quantization.double_quantization else ""
-        kind = f"4-bit {quantization.kind.upper()}{twice}"
-    return f"{kind}; computed in {compute}"
+    twice = ", doubly quantised" if quantization.double_quantization else ""
+    kinds = {"none": "full precision", "int8": "8-bit integers", "nf4": f"4-bit NF4{twice}"}
+    return f"{kinds[quantization.kind]}; computed in {compute}"
 
 
 def _training(manifest: Manifest) -> str:

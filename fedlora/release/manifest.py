@@ -74,7 +74,7 @@ class Adapter(Section):
 class Quantization(Section):
     """How the base was held while the adapter was trained."""
 
-    kind: Literal["none", "nf4"] = "none"
+    kind: Literal["none", "int8", "nf4"] = "none"
     double_quantization: bool = False
     compute_dtype: Literal["float32", "bfloat16", "by-device"] = "by-device"
 

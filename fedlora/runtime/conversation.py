@@ -163,7 +163,8 @@ def _recipe_of(state: AdapterState, quantization: Quantization) -> Recipe:
         {
             "base_model": state.spec.base_model,
             "base_model_revision": state.spec.base_model_revision,
-            "adapter": "lora" if quantization.kind == "none" else "qlora",
+            "adapter": "qlora" if quantization.kind == "nf4" else "lora",
+            "load_in_8bit": quantization.kind == "int8",
             "datasets": [{"path": STANDARD_LIBRARY}],
             "privacy": {"unit": "none"},
         }

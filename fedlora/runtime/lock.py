@@ -56,7 +56,7 @@ def spec_of(recipe: Recipe) -> AdapterSpec:
         base_model_revision=lock.base_model_revision,
         base_digest=lock.base_digest,
         rank=recipe.lora_r,
-        alpha=recipe.lora_alpha,
+        alpha=recipe.alpha,
         target_modules=lock.target_modules,
         tensors=tuple(tensors),
     )

@@ -58,8 +58,8 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
-        BaseModelError: the base model is not there or has no such modules; or the optimiser is not
-            to be had on its device.
+        BaseModelError: the base model is not there, has no such modules, or has no room; or the
+            optimiser is not to be had on its device.
         AdapterError: ``init_from`` holds no adapter that fits.
         ReleaseError: it is a release's folder, and a byte is not what was published.
     """
@@ -78,6 +78,7 @@ def plan(recipe: Recipe) -> Plan:
             )
         )
     base = describe(recipe)
+    base.require_room(recipe)
     if recipe.init_from and recipe.lock is None:  # a run that has begun has its own copy
         beginning_of(recipe, base.spec)
     require_optimizer(recipe.optimizer, base.device)

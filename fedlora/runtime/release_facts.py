@@ -94,10 +94,10 @@ class Facts:
 
     def quantization(self) -> Quantization:
         """Return how sites held the base."""
-        quantized, bf16 = self.recipe.adapter == "qlora", self.recipe.bf16
+        kind, bf16 = self.recipe.quantization, self.recipe.bf16
         return Quantization(
-            kind="nf4" if quantized else "none",
-            double_quantization=quantized,
+            kind=kind,
+            double_quantization=kind == "nf4",
             compute_dtype="by-device" if bf16 == "auto" else "bfloat16" if bf16 else "float32",
         )
 

@@ -14,7 +14,7 @@ from fedlora.sections.datasets import (
     require_no_mixture,
 )
 from fedlora.sections.federation import Federation
-from fedlora.sections.lora import LoraKeys
+from fedlora.sections.lora import LoraKeys, Quantization
 from fedlora.sections.objective import ObjectiveKeys
 from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
@@ -42,6 +42,7 @@ __all__ = [
     "OptimizerName",
     "Privacy",
     "PrivacyUnit",
+    "Quantization",
     "RowType",
     "RunKeys",
     "Section",

@@ -19,4 +19,5 @@ class BaseKeys(Section):
     gradient_checkpointing: bool = False
     bf16: Literal["auto"] | bool = "auto"
     """Compute in bfloat16 over float32 adapters; ``auto``: where the processor has it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """``auto``: CUDA before MPS before the CPU."""

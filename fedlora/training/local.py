@@ -122,6 +122,7 @@ def _diverged(step: int, losses: Sequence[float], recipe: Recipe) -> DivergedErr
 @contextmanager
 def _seeded(seed: str, device: torch.device) -> Iterator[None]:
     """Draw from ``seed`` inside the block and leave the global random state as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    cards = range(torch.cuda.device_count()) if device.type == "cuda" else ()  # layers lie on any
+    with torch.random.fork_rng(devices=cards):
         torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
         yield

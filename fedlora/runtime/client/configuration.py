@@ -49,7 +49,7 @@ class SiteConfiguration(Section):
     """
     base_model: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the base model on this host; without it only the embedded one is there."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     trainer: TrainerConfiguration = TrainerConfiguration()
     policy: Policy = Field(
         description="without a policy nothing runs here; say what is allowed, see docs/security.md"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from fedlora.adapter import AdapterSpec
@@ -10,15 +11,19 @@ from fedlora.errors import BaseModelError
 from fedlora.lock import BaseDigests
 from fedlora.recipe import Recipe
 from fedlora.training.base_model.files import digest, part_digests, resolve
-from fedlora.training.base_model.memory import Workload, estimate
-from fedlora.training.base_model.network import attention, compute, load_skeleton
+from fedlora.training.base_model.memory import Memory, Workload, estimate
+from fedlora.training.base_model.network import attention, load_skeleton
+from fedlora.training.base_model.placement import Placement, compute, place
 from fedlora.training.base_model.targets import (
+    expert_widths,
     factor_shapes,
     linear_modules,
     select,
     separate_linears,
     shortest_names,
 )
+
+_HELD = {"nf4": "NF4", "int8": "8-bit"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +36,58 @@ class BaseFacts:
     """The model's class, such as ``LlamaForCausalLM``."""
     parameters: int
     """Values in the base; tied weights count once."""
-    dtype: str
-    """Of the computation: ``bfloat16`` or ``float32``."""
-    device: str
-    memory: int
-    """Estimated bytes while training, without what the process takes for itself."""
+    weights: str
+    """How the base's linear modules are held: ``NF4``, ``8-bit``, or as ``dtype``."""
+    placement: Placement
+    needs: Memory
+    """An estimate of what training takes."""
+
+    @property
+    def memory(self) -> int:
+        """Estimated bytes while training, without what the process takes for itself."""
+        return self.needs.total
+
+    @property
+    def dtype(self) -> str:
+        """Of the computation: ``bfloat16`` or ``float32``."""
+        return str(self.placement.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """Where it is computed, such as ``cpu`` or ``cuda:0``."""
+        return str(self.placement)
+
+    def require_room(self, recipe: Recipe) -> None:
+        """Do nothing if the recipe may fit into the memory that is free.
+
+        Raises:
+            BaseModelError: it does not, were the estimate too high by its margin; or it fits on
+                several devices alone, where gradients of single examples are not computed.
+        """
+        if self.placement.cards > 1 and recipe.privacy.unit == "example":
+            raise BaseModelError(
+                f"base_model: one device has no room for {self.needs}, and privacy.unit: example "
+                "needs the gradients of an example on one. Take adapter: qlora, a smaller "
+                "micro_batch_size, or a smaller base model."
+            )
+        if self.needs.fits(self.placement.room):
+            return
+        ways = [
+            "a smaller micro_batch_size with more gradient_accumulation_steps, which trains the "
+            "same"
+            if recipe.micro_batch_size > 1
+            else "",
+            "a smaller sequence_len",
+            "" if recipe.gradient_checkpointing else "gradient_checkpointing: true",
+            "" if recipe.adapter == "qlora" else "adapter: qlora",
+            "a smaller base model",
+        ]
+        raise BaseModelError(
+            f"base_model: training {recipe.base_model} takes about {self.needs} with micro-batches "
+            f"of {recipe.micro_batch_size} examples of {recipe.sequence_len} tokens, but "
+            f"{self.device} has {self.placement.room / 1e9:.2g} GB free. What helps: "
+            f"{', '.join(filter(None, ways))}."
+        )
 
 
 def describe(recipe: Recipe) -> BaseFacts:
@@ -49,14 +101,16 @@ def describe(recipe: Recipe) -> BaseFacts:
     skeleton = load_skeleton(folder)
     spec = adapter_spec(recipe, folder, skeleton)
     device, dtype = compute(recipe)
+    work = _workload(recipe, spec, skeleton, device=device, dtype=dtype)
+    needs = estimate(skeleton, linear_modules(skeleton), work)
     return BaseFacts(
         spec=spec,
         digests=part_digests(folder),
         architecture=type(skeleton).__name__,
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
-        dtype=str(dtype).removeprefix("torch."),
-        device=str(device),
-        memory=estimate(skeleton, linear_modules(skeleton), _workload(recipe, spec, skeleton)),
+        weights=_HELD.get(recipe.quantization, str(dtype).removeprefix("torch.")),
+        placement=place(device, dtype, needed=needs.total),
+        needs=needs,
     )
 
 
@@ -69,10 +123,7 @@ def mergeable(folder: Path) -> dict[str, tuple[int, int]]:
     Raises:
         BaseModelError: the model is no causal language model that transformers knows.
     """
-    return {
-        path: (linear.out_features, linear.in_features)
-        for path, linear in separate_linears(load_skeleton(folder)).items()
-    }
+    return separate_linears(load_skeleton(folder))
 
 
 def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> AdapterSpec:
@@ -81,13 +132,15 @@ def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> Ada
     Raises:
         BaseModelError: a name in ``lora_target_modules`` fits no linear module.
     """
-    selected = select(linear_modules(skeleton), recipe.lora_target_modules)
+    lock = recipe.lock
+    wanted = [path for path, _, _ in lock.modules] if lock else recipe.lora_target_modules
+    selected = select(linear_modules(skeleton), wanted)
     trained = AdapterSpec(
         base_model=recipe.base_model,
         base_model_revision=recipe.base_model_revision,
         base_digest=digest(folder),
         rank=recipe.lora_r,
-        alpha=recipe.lora_alpha,
+        alpha=recipe.alpha,
         target_modules=shortest_names(skeleton, selected),
         tensors=factor_shapes(selected, rank=recipe.lora_r),
     )
@@ -112,19 +165,28 @@ def _as_locked(spec: AdapterSpec, recipe: Recipe) -> AdapterSpec:
     return replace(spec, base_model=lock.base_model, base_model_revision=lock.base_model_revision)
 
 
-def _workload(recipe: Recipe, spec: AdapterSpec, skeleton: PreTrainedModel) -> Workload:
-    device, dtype = compute(recipe)
-    config = skeleton.config.get_text_config()
+def _workload(
+    recipe: Recipe,
+    spec: AdapterSpec,
+    skeleton: PreTrainedModel,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Workload:
+    config, linears = skeleton.config.get_text_config(), linear_modules(skeleton)
+    experts = getattr(config, "num_experts_per_tok", None) or 0
     keeps_scores = attention(recipe, device) == "eager"
     return Workload(
         dtype=dtype,
-        quantized=recipe.adapter == "qlora",
+        quantization=recipe.quantization,
         adapter_size=spec.size,
         examples=recipe.micro_batch_size * recipe.rows_of_example,
         length=recipe.sequence_len,
         layers=config.num_hidden_layers,
+        widths=sum(map(sum, linears.values())) + experts * expert_widths(skeleton),
         hidden_size=config.hidden_size,
         vocabulary=config.vocab_size,
-        attention_heads=config.num_attention_heads if keeps_scores else 0,
+        attention_heads=getattr(config, "num_attention_heads", 0) if keeps_scores else 0,
+        private=recipe.privacy.unit == "example",
         checkpointing=recipe.gradient_checkpointing,
     )

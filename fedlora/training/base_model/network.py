@@ -1,21 +1,20 @@
 """Networks and tokenizers as transformers builds them."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,35 +22,18 @@ from transformers.utils import logging as transformers_logging
 
 from fedlora.errors import BaseModelError
 from fedlora.recipe import Recipe
+from fedlora.training.base_model.placement import Placement
+from fedlora.training.base_model.quantization import never_repack, quantizer
 
 _LONGEST_EAGER = 256
 """Up to this length, plain matrix products train faster on CPUs than torch's fused attention: by
 a tenth at 128 tokens, not at all from 512 (a Llama of 30 M parameters, bfloat16)."""
 
+_NOISE = re.compile(r"drop|jitter")
+"""Keys of a configuration such as ``attention_dropout``, ``resid_pdrop``, ``layerdrop`` and
+``router_jitter_noise``."""
+
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-
-
-def compute(recipe: Recipe) -> tuple[torch.device, torch.dtype]:
-    """Return where and in which dtype the recipe computes on this machine.
-
-    Raises:
-        BaseModelError: CUDA was asked for and is not there.
-    """
-    cuda = torch.cuda.is_available()
-    if recipe.device == "cuda" and not cuda:
-        raise BaseModelError(
-            "device: cuda was asked for, but torch finds no CUDA device. "
-            "Set device: cpu, or install a driver and a CUDA build of torch."
-        )
-    if recipe.device == "cpu" or not cuda:
-        device = torch.device("cpu")
-        # torch has no public query; every processor with AMX has AVX512-BF16 too
-        fast = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - see above
-    else:
-        device = torch.device("cuda", torch.cuda.current_device())
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    in_bf16 = fast if recipe.bf16 == "auto" else recipe.bf16
-    return device, torch.bfloat16 if in_bf16 else torch.float32
 
 
 def attention(recipe: Recipe, device: torch.device) -> Literal["eager"] | None:
@@ -67,24 +49,16 @@ def load_skeleton(folder: Path) -> PreTrainedModel:
     """Return the network on the meta device: shapes without weights.
 
     Raises:
-        BaseModelError: the configuration is broken, or of no causal language model that
-            transformers knows.
+        BaseModelError: the configuration is broken, of no causal language model that transformers
+            knows, or of weights that are quantised already.
     """
     with quietly(), _loading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    if "logits_to_keep" not in signature(skeleton.forward).parameters:
-        raise BaseModelError(
-            f"{folder}: {type(skeleton).__name__} cannot compute the logits of some places alone "
-            "(its forward has no logits_to_keep). Choose another base model."
-        )
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(_configuration(folder))
     return skeleton
 
 
-def load_network(
-    folder: Path, recipe: Recipe, *, device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """Return the network with its weights, in NF4 if the recipe says ``qlora``.
+def load_network(folder: Path, recipe: Recipe, placement: Placement) -> PreTrainedModel:
+    """Return the network with its weights, held as the recipe says.
 
     Raises:
         BaseModelError: the weights are broken or incomplete.
@@ -92,10 +66,11 @@ def load_network(
     with quietly(), _loading(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
-            device_map={"": device},
-            attn_implementation=attention(recipe, device),
-            quantization_config=_nf4(dtype) if recipe.adapter == "qlora" else None,
+            config=_configuration(folder),
+            dtype=placement.dtype,
+            device_map=placement.device_map,
+            attn_implementation=attention(recipe, placement.device),
+            quantization_config=quantizer(recipe.quantization, placement.dtype),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -107,7 +82,7 @@ def load_network(
             f"{folder}: the weights lack {len(missing)} tensors, the first being {missing[0]}. "
             "Get the complete model again."
         )
-    _never_repack(network)
+    never_repack(network)
     return network
 
 
@@ -115,11 +90,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer with its chat template, if it has one.
 
     Raises:
-        BaseModelError: there is none that transformers can read.
+        BaseModelError: there is none that transformers can read, or one that does not tell where
+            in a text its tokens are.
     """
     with quietly(), _loading(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False
+        )
+    if not tokenizer.is_fast:
+        raise BaseModelError(
+            f"{folder}: {type(tokenizer).__name__} is no fast tokenizer: it does not tell where in "
+            "a text its tokens are, so that answers cannot be told from prompts. Choose a base "
+            "model with a tokenizer.json."
         )
     return tokenizer
 
@@ -128,7 +110,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def quietly() -> Iterator[None]:
     """Keep transformers from printing progress bars and warnings inside the block.
 
-    Among them are deprecations that PEFT meets in transformers, about which a user can do nothing.
+    Among them are deprecations that PEFT meets in transformers, about which a user can do nothing,
+    and PEFT's own warnings about modules: which of them it adapts is checked after it.
     """
     logger = getLogger("transformers")
     level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
@@ -137,6 +120,7 @@ def quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", module=r"peft\.")
             yield
     finally:
         logger.setLevel(level)
@@ -144,25 +128,32 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the quantisation of Dettmers et al. 2023, arXiv:2305.14314, section 3."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+def _configuration(folder: Path) -> PretrainedConfig:
+    """Return a base model's configuration, without dropout and other noise in training.
 
+    What is drawn for one example would depend on those before it in the batch, which privacy
+    forbids; the adapter has a dropout of its own, ``lora_dropout``.
 
-def _never_repack(network: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking NF4 weights in the first evaluation.
-
-    It would do so in place on processors with AVX512-BF16, and all later gradients would be wrong
-    while the loss looks normal (bitsandbytes issue 2078).
+    Raises:
+        BaseModelError: the weights are quantised already.
     """
-    for module in network.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config, "quantization_config", None) is not None:
+        raise BaseModelError(
+            f"{folder}: its weights are quantised already, so that a release could not be merged "
+            "into what it was trained on. Take the same model in full precision; adapter: qlora "
+            "or load_in_8bit quantises it while it is loaded."
+        )
+    _without_noise(config)
+    return config
+
+
+def _without_noise(config: PretrainedConfig) -> None:
+    for key, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            _without_noise(value)
+        elif _NOISE.search(key) and isinstance(value, float):
+            setattr(config, key, 0.0)
 
 
 @contextmanager
@@ -172,6 +163,8 @@ def _loading(folder: Path) -> Iterator[None]:
         yield
     except _LOADING_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run here"
         raise BaseModelError(
             f"{folder}: cannot be loaded as a causal language model "
             f"({type(error).__name__}: {reason}). Get the complete model again, or choose one "

@@ -13,7 +13,14 @@ from fedlora.adapter import AdapterState
 from fedlora.errors import AdapterError
 from fedlora.recipe import Recipe
 from fedlora.training.base_model.files import resolve
-from fedlora.training.base_model.network import compute, load_network, load_tokenizer, quietly
+from fedlora.training.base_model.memory import weight_bytes
+from fedlora.training.base_model.network import (
+    load_network,
+    load_skeleton,
+    load_tokenizer,
+    quietly,
+)
+from fedlora.training.base_model.placement import compute, place
 from fedlora.training.base_model.targets import linear_modules
 
 _BASE = "__base__"
@@ -46,10 +53,7 @@ class Panel:
     ) -> None:
         self._tokenizer = tokenizer
         self._device, self._dtype = network.device, dtype
-        self._shapes = {
-            path: (linear.out_features, linear.in_features)
-            for path, linear in linear_modules(network).items()
-        }
+        self._shapes = linear_modules(network)
         self._fresh = map("adapter-{}".format, count())
         self._names = [next(self._fresh)]
         first = self._config(adapters[0])
@@ -68,9 +72,12 @@ class Panel:
             AdapterError: an adapter does not fit the base.
         """
         folder = resolve(recipe.base_model, recipe.base_model_revision)
-        device, dtype = compute(recipe)
-        network = load_network(folder, recipe, device=device, dtype=dtype)
-        return cls(network, load_tokenizer(folder), adapters, dtype=dtype)
+        skeleton, (device, dtype) = load_skeleton(folder), compute(recipe)
+        shapes = linear_modules(skeleton)
+        needed = weight_bytes(skeleton, shapes, quantization=recipe.quantization, dtype=dtype)
+        placement = place(device, dtype, needed=needed)
+        network = load_network(folder, recipe, placement)
+        return cls(network, load_tokenizer(folder), adapters, dtype=placement.dtype)
 
     def replace(self, number: int, state: AdapterState) -> None:
         """Put another adapter in one's place, the first being 0.

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from inspect import signature
+from typing import Any, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,15 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import AdapterError, BaseModelError
 from fedlora.recipe import Recipe
-from fedlora.training.base_model.facts import adapter_spec
+from fedlora.training.base_model.facts import describe
 from fedlora.training.base_model.files import resolve
-from fedlora.training.base_model.network import (
-    compute,
-    load_network,
-    load_skeleton,
-    load_tokenizer,
-    quietly,
-)
+from fedlora.training.base_model.network import load_network, load_tokenizer, quietly
+from fedlora.training.base_model.probe import require_none, require_trainable
 from fedlora.training.base_model.trained_part import TrainedPart
 
 
@@ -49,20 +45,21 @@ class BaseModel:
         """Load the recipe's base model and put the recipe's initial adapter on it.
 
         Raises:
-            BaseModelError: the model is not there, is incomplete, or cannot carry the adapter.
+            BaseModelError: the model is not there, is incomplete, has no room in memory, or cannot
+                carry the adapter.
         """
-        folder = resolve(recipe.base_model, recipe.base_model_revision)
-        spec = adapter_spec(recipe, folder, load_skeleton(folder))
-        device, dtype = compute(recipe)
-        network = load_network(folder, recipe, device=device, dtype=dtype)
+        folder, facts = resolve(recipe.base_model, recipe.base_model_revision), describe(recipe)
+        facts.require_room(recipe)
+        network = load_network(folder, recipe, facts.placement)
         base = cls(
-            model=_with_lora(network, spec, recipe),
+            model=_with_lora(network, facts.spec, recipe),
             tokenizer=load_tokenizer(folder),
-            spec=spec,
-            device=device,
-            dtype=dtype,
+            spec=facts.spec,
+            device=facts.placement.device,
+            dtype=facts.placement.dtype,
         )
-        base.load_adapter(AdapterState.initial(spec, seed=recipe.seed))
+        base.load_adapter(AdapterState.initial(facts.spec, seed=recipe.seed))
+        base.require_trainable()
         return base
 
     @property
@@ -81,14 +78,38 @@ class BaseModel:
             BaseModelError: PEFT put other factors on the network than ``spec`` says.
         """
         trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        names = [_peft_name(tensor.name) for tensor in self.spec.tensors]
-        if set(names) != set(trainable):
+        names = {tensor.name: _peft_name(tensor.name) for tensor in self.spec.tensors}
+        missing = [name for name, theirs in names.items() if theirs not in trainable]
+        require_none(
+            missing,
+            among=names,
+            what="are names by which PEFT means the experts of this mixture",
+        )
+        if other := trainable.keys() - set(names.values()):
             raise BaseModelError(
                 f"lora_target_modules: PEFT adapts other modules of {self.spec.base_model} than "
-                f"its configuration shows, such as {min(set(names) ^ set(trainable))}. "
-                "Name the modules one by one."
+                f"its configuration shows, such as {min(other)}. Name the modules one by one."
             )
-        return tuple(trainable[name] for name in names)
+        return tuple(trainable[name] for name in names.values())
+
+    def require_trainable(self) -> None:
+        """Do nothing if training on the logits teaches what it seems to.
+
+        Raises:
+            BaseModelError: the network is not causal, mixes examples, or never calls an adapted
+                module.
+        """
+
+        def forward(ids: Tensor) -> Tensor:
+            with self.autocast():
+                logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+            return logits
+
+        self.model.eval()
+        names = [tensor.name for tensor in self.spec.tensors]
+        factors = dict(zip(names, self.parameters, strict=True))
+        network: Any = self.model.get_base_model()
+        require_trainable(network, factors, forward)
 
     @torch.no_grad()
     def load_adapter(self, state: AdapterState) -> None:
@@ -109,8 +130,8 @@ class BaseModel:
     @torch.no_grad()
     def adapter(self) -> AdapterState:
         """Return a copy of the adapter's values."""
-        flat = torch.cat([parameter.flatten() for parameter in self.parameters])
-        return AdapterState(spec=self.spec, values=flat.cpu())
+        flat = torch.cat([parameter.flatten().cpu() for parameter in self.parameters])
+        return AdapterState(spec=self.spec, values=flat)
 
     @contextmanager
     def training(self, part: AdapterSpec) -> Iterator[TrainedPart]:
@@ -182,11 +203,22 @@ class BaseModel:
         Returns:
             ``(keep.sum(), vocabulary)`` float32, in row-major order of ``keep``.
         """
-        ids = input_ids.to(self.device)
+        ids, places = input_ids.to(self.device), {"logits_to_keep": keep} if self._keeps else {}
         with self.autocast():
-            output = self.model(input_ids=ids, use_cache=False, logits_to_keep=keep)
-        logits: Tensor = output.logits
+            output = self.model(input_ids=ids, use_cache=False, **places)
+        logits: Tensor = output.logits if self._keeps else output.logits[keep]
         return logits.float()
+
+    @cached_property
+    def _keeps(self) -> bool:
+        """Whether the network can leave out the logits of other places before it computes them.
+
+        Few architectures cannot; and none whose layers lie on several devices, where ``keep`` is
+        on another than the last layer.
+        """
+        network = self.model.get_base_model()
+        whole = len(set(getattr(network, "hf_device_map", {"": None}).values())) == 1
+        return whole and "logits_to_keep" in signature(network.forward).parameters
 
 
 def _with_lora(network: PreTrainedModel, spec: AdapterSpec, recipe: Recipe) -> PeftModel:
@@ -198,11 +230,11 @@ def _with_lora(network: PreTrainedModel, spec: AdapterSpec, recipe: Recipe) -> P
         target_modules=list(spec.target_modules),
         task_type="CAUSAL_LM",
     )
-    with (
-        quietly(),
-        torch.random.fork_rng(devices=[]),
-    ):  # PEFT draws initial values, which ours replace
-        model = get_peft_model(network, config)
+    try:  # PEFT draws initial values, which ours replace
+        with quietly(), torch.random.fork_rng(devices=[]):
+            model = get_peft_model(network, config)
+    except ValueError as error:
+        raise BaseModelError(f"lora_target_modules: {error}") from error
     for module in model.modules():
         if isinstance(module, LoraLayer):
             # Autocast would cast the float32 copy of the input back again: 2 to 10 % of a step.

@@ -1,30 +1,56 @@
 """Which modules of a network carry LoRA."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TypeAlias
 
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.falcon.modeling_falcon import FalconLinear
+from transformers.pytorch_utils import Conv1D
 
 from fedlora.adapter import TensorSpec
 from fedlora.errors import BaseModelError
 
+_LINEAR = nn.Linear, FalconLinear, Linear4bit, Linear8bitLt
+"""What computes ``W x + b``; other subclasses of ``nn.Linear`` are routers and the like."""
 
-def linear_modules(network: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the linear modules by path, in the network's order, without the output head."""
+Shapes: TypeAlias = Mapping[str, tuple[int, int]]
+"""``(out_features, in_features)`` of modules by path, in the network's order."""
+
+
+def linear_modules(network: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Return the linear modules, GPT-2's Conv1D among them, without the output head."""
     head = network.get_output_embeddings()
     return {
-        path: module
+        path: shape
         for path, module in network.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if module is not head and (shape := _shape(module))
     }
 
 
-def separate_linears(network: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the linear modules by path whose weights belong to no other module too.
+def expert_widths(network: PreTrainedModel) -> int:
+    """Return the inputs and outputs of one expert of each layer that is a mixture of them.
 
-    The output head is among them unless it shares the embedding's weights.
+    The experts' weights lie in one tensor, whose first dimension they are.
+    """
+    stacks = (parameter.shape for parameter in network.parameters() if parameter.ndim == 3)
+    return sum(rows + columns for _, rows, columns in stacks)
+
+
+def _shape(module: nn.Module) -> tuple[int, int] | None:
+    if type(module) in _LINEAR and isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return (module.nf, module.nx) if isinstance(module, Conv1D) else None
+
+
+def separate_linears(network: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Return the linear modules whose weights belong to no other module too, and lie as ``W``.
+
+    The output head is among them unless it shares the embedding's weights; Conv1D, which keeps its
+    weight transposed, is not.
     """
     owners = Counter(
         id(parameter)
@@ -32,32 +58,39 @@ def separate_linears(network: PreTrainedModel) -> dict[str, nn.Linear]:
         for parameter in module.parameters(recurse=False)
     )
     return {
-        path: module
+        path: (module.out_features, module.in_features)
         for path, module in network.named_modules()
         if isinstance(module, nn.Linear) and owners[id(module.weight)] == 1
     }
 
 
-def select(
-    linears: Mapping[str, nn.Linear], wanted: Literal["all-linear"] | Sequence[str]
-) -> dict[str, nn.Linear]:
+def select(linears: Shapes, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return the modules that are meant, in the network's order.
 
     Args:
-        linears: all that could carry LoRA, by path.
-        wanted: ``all-linear``, or paths and ends of paths such as ``q_proj`` or ``mlp.up_proj``.
+        linears: all that could carry LoRA.
+        wanted: ``all-linear``, a regular expression that whole paths fit, or a list of paths and
+            ends of paths such as ``q_proj`` or ``mlp.up_proj``.
 
     Raises:
-        BaseModelError: a name fits no linear module, or there is none at all.
+        BaseModelError: a name or the expression fits no linear module, or there is none at all.
     """
-    names = list(linears) if wanted == "all-linear" else list(wanted)
-    unknown = [name for name in names if not any(_fits(path, name) for path in linears)]
+    if wanted == "all-linear":
+        unknown, meant = [], set(linears)
+    elif isinstance(wanted, str):
+        meant = {path for path in linears if re.fullmatch(wanted, path)}
+        unknown = [] if meant else [wanted]
+    else:
+        unknown = [name for name in wanted if not any(_fits(path, name) for path in linears)]
+        meant = {path for path in linears if any(_fits(path, name) for name in wanted)}
     if unknown or not linears:
+        expression = " as a regular expression for whole paths" if isinstance(wanted, str) else ""
         raise BaseModelError(
             f"lora_target_modules: {', '.join(unknown) or 'all-linear'} fits no linear module of "
-            f"the base model. It has: {', '.join(_leaves(linears)) or 'none'}."
+            f"the base model{expression if unknown else ''}. It has: "
+            f"{', '.join(_leaves(linears)) or 'none'}."
         )
-    return {p: m for p, m in linears.items() if any(_fits(p, name) for name in names)}
+    return {path: shape for path, shape in linears.items() if path in meant}
 
 
 def shortest_names(network: nn.Module, selected: Iterable[str]) -> tuple[str, ...]:
@@ -71,13 +104,13 @@ def shortest_names(network: nn.Module, selected: Iterable[str]) -> tuple[str, ..
     return tuple(leaves if fitting == paths else sorted(paths))
 
 
-def factor_shapes(selected: Mapping[str, nn.Linear], *, rank: int) -> tuple[TensorSpec, ...]:
+def factor_shapes(selected: Shapes, *, rank: int) -> tuple[TensorSpec, ...]:
     """Return the factors of the selected modules, A before B."""
     tensors: list[TensorSpec] = []
-    for path, linear in selected.items():
+    for path, (rows, columns) in selected.items():
         tensors += (
-            TensorSpec(module=path, factor="A", shape=(rank, linear.in_features)),
-            TensorSpec(module=path, factor="B", shape=(linear.out_features, rank)),
+            TensorSpec(module=path, factor="A", shape=(rank, columns)),
+            TensorSpec(module=path, factor="B", shape=(rows, rank)),
         )
     return tuple(tensors)
 
