@@ -23,6 +23,7 @@ from fedlora.sections import (
     Privacy,
     RunKeys,
     Simulation,
+    TrackerKeys,
     TrainingKeys,
     Wire,
 )
@@ -34,7 +35,8 @@ _PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 """Other defaults of the federation, by the privacy unit."""
 
 
-class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last comes first in YAML
+# The last comes first in YAML.
+class Recipe(TrackerKeys, TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):
     """The whole run."""
 
     privacy: Privacy = Field(

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedlora.data.partition import SiteExamples, site_examples
 from fedlora.data.public_text import public_examples
 from fedlora.recipe import Recipe
+from fedlora.runtime.aggregator.tracked import require_trackable
 from fedlora.runtime.charges import held_out_records
 from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
 from fedlora.training.base_model import BaseFacts, describe
@@ -55,10 +56,12 @@ def plan(recipe: Recipe) -> Plan:
     """Check the recipe against its data and its base model's configuration.
 
     Raises:
+        RunError, RecipeError: as ``require_trackable``.
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
         BaseModelError: the base model is not there or has no such modules.
     """
+    require_trackable(recipe)
     recipe, sites = _located(recipe), []
     if text := recipe.publish.forgetting:
         public_examples(text)

@@ -20,6 +20,7 @@ from fedlora.runtime.processes import log
 from fedlora.runtime.site.objectives import Objective, objective_of
 from fedlora.runtime.site.objectives.objective import Tokenized
 from fedlora.runtime.site.private_steps import self_test
+from fedlora.runtime.site.steps import watched
 from fedlora.sections import AT_SITE
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
@@ -125,6 +126,7 @@ class Site:
             first_step=(number - 1) * steps,
             steps=steps,
             total_steps=self.recipe.total_steps,
+            on_step=watched(first_step=(number - 1) * steps),
         )
 
     def train_round_privately(
@@ -154,6 +156,7 @@ class Site:
             total_steps=self.recipe.total_steps,
             seed=source.secret(),
             objective=self.objective.losses,
+            on_step=watched(first_step=(number - 1) * self.recipe.federation.local_steps),
         )
 
     def train(
