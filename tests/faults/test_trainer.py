@@ -212,7 +212,9 @@ def test_it_keeps_the_curve_of_its_steps_to_itself(started, tmp_path):
         recipe = recipe_of(supervised, *overrides)
         for number in (1, 2, 2):
             answer = supervised.ask(question(recipe, "train", number)).content
-        assert set(records.metrics_of(answer)) == (set() if PRIVATE in overrides else {"train_loss"})
+        assert set(records.metrics_of(answer)) == (
+            set() if PRIVATE in overrides else {"train_loss"}
+        )
         [memory] = supervised.folder.trainer.rglob("trackers.json")
         for name, curve in CURVES.items():
             found = curve(memory.parent, "train/loss")

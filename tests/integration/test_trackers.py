@@ -14,7 +14,6 @@ from fedlora.runtime.run_folder import RunFolder
 from tests.curves import CURVES, tensorboard_curve
 
 ALL = "trackers=[tensorboard, mlflow, wandb]"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries' own
 
 
 @pytest.fixture(autouse=True)
@@ -106,4 +105,3 @@ def test_a_tracker_that_breaks_in_a_run_does_not_stop_it(small_recipe, tmp_path,
     assert [record["round"] for record in run.records()] == [0, 1, 2, 3]
     assert [step for step, _ in tensorboard_curve(run.path, "eval/loss")] == [0, 1]
     assert len([text for text in caplog.messages if "tensorboard failed" in text]) == 1
-

@@ -36,6 +36,7 @@ def summary(
         ("with", ", ".join(name for name in recipe.site_names if name != site.site) or "no others"),
         ("leaves", _update(recipe, request.spec, site.site)),
         ("", _metrics(recipe, site)),
+        *_copied(recipe),
         ("privacy", _privacy(recipe)),
         ("takes", _time(recipe)),
     ]
@@ -108,6 +109,12 @@ def _metrics(recipe: Recipe, site: SiteConfiguration) -> str:
     if recipe.privacy.unit == "example":
         names.append("how many rows the ledger has, and their hash")
     return "; ".join(names) or "no other number"
+
+
+def _copied(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield where the aggregator brings these numbers, if the recipe says so."""
+    if recipe.trackers:
+        yield "", f"the aggregator copies these numbers to its {', '.join(recipe.trackers)}"
 
 
 def _privacy(recipe: Recipe) -> str:

@@ -13,7 +13,6 @@ from tests.curves import CURVES, mlflow_run, wandb_records
 from tests.tiny_models import tiny_recipe
 
 NAMES = get_args(TrackerName)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries' own
 
 
 def place(folder: Path, **environment: str) -> Place:
