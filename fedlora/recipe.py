@@ -24,6 +24,7 @@ from fedlora.sections import (
     Privacy,
     RunKeys,
     Simulation,
+    TrackerKeys,
     TrainingKeys,
     Wire,
     require_no_mixture,
@@ -37,7 +38,7 @@ _PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 
 
 # The last comes first in YAML.
-class Recipe(TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):
+class Recipe(TrackerKeys, TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):
     """The whole run."""
 
     privacy: Privacy = Field(

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedlora.data.partition import SiteExamples, site_examples
 from fedlora.data.public_text import public_examples
 from fedlora.recipe import Recipe
+from fedlora.runtime.aggregator.tracked import require_trackable
 from fedlora.runtime.beginning import beginning_of
 from fedlora.runtime.charges import held_out_records
 from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
@@ -56,6 +57,7 @@ def plan(recipe: Recipe) -> Plan:
     """Check the recipe against its data and its base model's configuration.
 
     Raises:
+        RunError, RecipeError: as ``require_trackable``.
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
         BaseModelError: the base model is not there, has no such modules, or has no room; or the
@@ -63,6 +65,7 @@ def plan(recipe: Recipe) -> Plan:
         AdapterError: ``init_from`` holds no adapter that fits.
         ReleaseError: it is a release's folder, and a byte is not what was published.
     """
+    require_trackable(recipe)
     recipe, sites = _located(recipe), []
     if text := recipe.publish.forgetting:
         public_examples(text)

@@ -16,6 +16,7 @@
     release/         the adapter in PEFT's format, model card, provenance, manifest; unsigned
     releases.jsonl   what became of the releases that were published, one line each
     report.html
+    trackers.json    how far each tracker is, and its files: tensorboard/, mlflow.db, wandb/
 """
 
 import json

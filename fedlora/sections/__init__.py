@@ -20,6 +20,7 @@ from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
 from fedlora.sections.simulation import Simulation
+from fedlora.sections.trackers import TrackerKeys, TrackerName, Trackers
 from fedlora.sections.training import OptimizerName, TrainingKeys
 from fedlora.sections.wire import Codec, Wire
 
@@ -49,6 +50,9 @@ __all__ = [
     "Simulation",
     "Source",
     "Strings",
+    "TrackerKeys",
+    "TrackerName",
+    "Trackers",
     "TrainingKeys",
     "TrainingSource",
     "Wire",

@@ -8,6 +8,8 @@ BENCHMARKS = {
     "average": "the plain mean of ten clients against Flower's FedAvg, and what bad replies do",
     "product": "the best adapter for a mean of products, against dense SVD and bare arithmetic",
     "private_step": "a private step against a plain one, and against Opacus's hooks",
+    "training_step": "a step of local training against TRL's trainer and against a loop by hand",
+    "length_groups": "tokens per second with rows of like length together, against as they come",
     "rounds": "federated rounds against the bare training steps, and against the plain way",
     "wire": "bytes that a client sends in a round, against Flower's float32 factors",
     "deployment_round": "a deployed round beside training, against stock Flower",

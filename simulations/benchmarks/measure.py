@@ -61,6 +61,13 @@ def compare(
     )
 
 
+def once(name: str, *, ours: float, peer: float, unit: str, at_most: float | None = None) -> Bar:
+    """Compare what was measured once."""
+    ratio = ours / peer
+    holds = None if at_most is None else ratio <= at_most
+    return Bar(name=name, ours=ours, peer=peer, ratio=ratio, unit=unit, n=1, holds=holds)
+
+
 def report(name: str, bars: list[Bar], limits: Mapping[str, float]) -> None:
     """Print the table, then one JSON object as the last line."""
     width = max(len(bar.name) for bar in bars)

@@ -7,7 +7,6 @@ of 16, in the processor's own precision, with secure noise. ``B`` is what ``free
 loaded model, each variant in a process of its own.
 """
 
-import os
 import tempfile
 import time
 import warnings
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,8 @@ from fedlora.training.base_model import BaseModel
 from fedlora.training.gradient import GradientOf, plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
-from simulations.benchmarks.measure import Bar, compare, interleaved, report
+from simulations.benchmarks.measure import Bar, compare, interleaved, once, report
+from simulations.benchmarks.peak import elsewhere, peak_of
 from simulations.benchmarks.rounds import random_llama
 
 ROWS, MICRO, TOKENS, SHORT = 64, 16, 256, 64
@@ -55,8 +54,6 @@ LIMITS = {
     "AB: memory, private / plain": 1.05,
 }
 _STEPS = 10**6
-_RETURN_ALL_ABOVE = "MALLOC_MMAP_THRESHOLD_"
-"""The GNU C library's variable for the bytes above which freed memory is returned."""
 _OPACUS: dict[str, Any] = {
     "noise_multiplier": 1.0,
     "max_grad_norm": 1.0,
@@ -190,27 +187,9 @@ def _adamw(base: BaseModel) -> torch.optim.AdamW:
 
 
 def _memory(base_model: str, factors: str) -> Bar:
-    ours, peer = (_peak_of(base_model, factors, way) for way in ("private", "plain"))
+    ours, peer = (elsewhere(_peak, base_model, factors, way) for way in ("private", "plain"))
     name = f"{factors}: memory, private / plain"
-    return Bar(
-        name=name,
-        ours=ours,
-        peer=peer,
-        ratio=ours / peer,
-        unit="MB",
-        n=1,
-        holds=ours <= LIMITS[name] * peer,
-    )
-
-
-def _peak_of(base_model: str, factors: str, way: str) -> float:
-    """Return the peak above the loaded model, in MB, in a process of its own."""
-    os.environ[_RETURN_ALL_ABOVE] = str(2**16)
-    try:
-        with get_context("spawn").Pool(1) as pool:
-            return pool.apply(_peak, (base_model, factors, way))
-    finally:
-        del os.environ[_RETURN_ALL_ABOVE]
+    return once(name, ours=ours, peer=peer, unit="MB", at_most=LIMITS[name])
 
 
 def _peak(base_model: str, factors: str, way: str) -> float:
@@ -219,16 +198,7 @@ def _peak(base_model: str, factors: str, way: str) -> float:
     start, batches = base.adapter(), _batches(TOKENS)
     gradient = plain_gradient(recipe) if way == "plain" else _mechanism(_Timed()).gradient
     step = partial(_step, base, start, batches, recipe=recipe, gradient=gradient)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    loaded = _status("VmRSS")
-    step(part=base.spec.part(factors))
-    return _status("VmHWM") - loaded
-
-
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    [line] = [line for line in lines if line.startswith(key)]
-    return int(line.split()[1]) * 1024 / 1e6
+    return peak_of(partial(step, part=base.spec.part(factors)))
 
 
 def _mechanism(source: _Timed) -> DpSgd:

@@ -22,7 +22,7 @@ def defaults(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(default, BaseModel):
             yield from defaults(type(default), prefix=f"{name}.")
         else:
-            yield prefix + name, default
+            yield prefix + name, list(default) if isinstance(default, tuple) else default
 
 
 def test_the_table_lists_every_key_with_its_default():

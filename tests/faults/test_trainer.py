@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from fedlora.wire.codec import Envelope, encode_state
 from simulations.campaigns import hostile_program
 from simulations.campaigns.hostile_site import USER, site
 from simulations.campaigns.hostile_trainer import attempts, reach
+from tests.curves import CURVES
 
 SYS_ADMIN = 21
 
@@ -199,6 +201,26 @@ def test_the_gate_alone_charges(warm):
     assert [(row.purpose, row.number) for row in rows] == [("evaluate", 0), ("train", 1)]
     assert (warm.folder.gate / "north" / "ledger.sqlite").exists()
     assert not list(warm.folder.trainer.rglob("ledger.sqlite*"))
+
+
+@pytest.mark.slow
+def test_it_keeps_the_curve_of_its_steps_to_itself(started, tmp_path):
+    """The operator's trackers need no network and no folder but its own; private rounds too."""
+    supervised = started(tmp_path)
+    names = "trackers=[tensorboard, mlflow, wandb]"
+    for overrides in ([names], [names, PRIVATE]):
+        recipe = recipe_of(supervised, *overrides)
+        for number in (1, 2, 2):
+            answer = supervised.ask(question(recipe, "train", number)).content
+        assert set(records.metrics_of(answer)) == (
+            set() if PRIVATE in overrides else {"train_loss"}
+        )
+        [memory] = supervised.folder.trainer.rglob("trackers.json")
+        for name, curve in CURVES.items():
+            found = curve(memory.parent, "train/loss")
+            assert [step for step, _ in found] == [1, 2, 3, 4], name
+            assert len({loss for _, loss in found}) == 4
+        shutil.rmtree(memory.parent)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from flwr.serverapp import Grid
 
 from fedlora.runtime.aggregator.directory import Directory
 from fedlora.runtime.aggregator.strategy import FederatedLora
+from fedlora.runtime.aggregator.tracked import tracked
 from fedlora.runtime.events import Observer
 from fedlora.runtime.publishing import draft
 from fedlora.runtime.run_folder import RunFolder
@@ -28,7 +29,7 @@ def serve(
         FedloraError: the run cannot go on; it can be resumed with this same call.
     """
     run = RunFolder.open(folder)
-    strategy = FederatedLora(run, grid, observe=observe, directory=directory)
-    strategy.start(grid)
+    with tracked(run, observe) as observing:
+        FederatedLora(run, grid, observe=observing, directory=directory).start(grid)
     if not run.recipe().federation.facts.personal:
         draft(run, run.release)

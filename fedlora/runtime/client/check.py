@@ -26,6 +26,7 @@ from fedlora.runtime.client.isolation_check import isolation_found
 from fedlora.runtime.client.start import require_enrolled
 from fedlora.runtime.enrolment import JoinBundle, state_of
 from fedlora.runtime.reports.format import counted, size
+from fedlora.runtime.trackers import require_installed
 from fedlora.sections import EMBEDDED, Dataset, Source
 from fedlora.signing import PublicKey, Signer
 from fedlora.training.base_model.files import digest, resolve
@@ -75,6 +76,8 @@ def check(folder: SiteFolder) -> Iterator[Finding]:
             yield _tried("public text", lambda: _public(text))
         yield _tried("base model", lambda: _base(site))
         yield _tried("device", lambda: _device(site))
+        if site.trackers:
+            yield _tried("trackers", lambda: _trackers(site))
         yield _tried("trainer's isolation", lambda: isolation_found(folder, site))
 
 
@@ -226,6 +229,11 @@ def _base(site: SiteConfiguration) -> Answer:
     if bounds and own not in [base.digest for base in bounds.base_models]:
         return "warning", f"{named}: policy.bounds.base_models does not have this digest"
     return "ok", named
+
+
+def _trackers(site: SiteConfiguration) -> Answer:
+    require_installed(site.trackers)
+    return "ok", f"{', '.join(site.trackers)}: the loss of each step, on this host alone"
 
 
 def _device(site: SiteConfiguration) -> Answer:

@@ -17,6 +17,7 @@ from fedlora.sections import (
     Name,
     Section,
     Source,
+    Trackers,
     TrainingSource,
     require_mixture,
     require_no_mixture,
@@ -50,6 +51,8 @@ class SiteConfiguration(Section):
     base_model: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the base model on this host; without it only the embedded one is there."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    trackers: Trackers = ()
+    """Keep the loss of each step on this host, in files of the trainer's; see docs/trackers.md."""
     trainer: TrainerConfiguration = TrainerConfiguration()
     policy: Policy = Field(
         description="without a policy nothing runs here; say what is allowed, see docs/security.md"
@@ -96,8 +99,9 @@ def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
     """Return a recipe as the site's trainer plays it: on the operator's data, base and device.
 
     Guarantees:
-        No path of the recipe's for this site, and none of a base model or a public text, is left in
-        it. Rank and declared records of each site, and the order of the sites, stay.
+        No path of the recipe's for this site, none of a base model or a public text, and none of
+        its trackers is left in it. Rank and declared records of each site, and the order of the
+        sites, stay.
 
     Raises:
         PolicyError: the recipe does not name this site, or names a base model that ``site.yaml``
@@ -132,7 +136,11 @@ def at_site(recipe: Recipe, site: SiteConfiguration) -> Recipe:
     place = recipe.datasets.index(declared[0])
     before = recipe.datasets[:place]
     after = [dataset for dataset in recipe.datasets[place:] if dataset.site != site.site]
-    update: dict[str, object] = {"datasets": (*before, *own, *after), "device": site.device}
+    update: dict[str, object] = {
+        "datasets": (*before, *own, *after),
+        "device": site.device,
+        "trackers": site.trackers,
+    }
     if recipe.publish.forgetting:
         text = site.public_text or Source(path=AT_SITE)
         own_text = recipe.publish.forgetting.model_copy(update=text.model_dump())

@@ -15,6 +15,7 @@ from fedlora.runtime.client.supernode import supernode
 from fedlora.runtime.enrolment import JoinBundle
 from fedlora.runtime.processes.service import Service
 from fedlora.runtime.processes.supervisor import supervise
+from fedlora.runtime.trackers import require_installed
 from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
 
 _LISTENER = 3
@@ -40,11 +41,12 @@ def services(folder: SiteFolder) -> Sequence[Service]:
     Raises:
         PolicyError: there is no policy; or ``site.yaml`` is wrong.
         EnrolmentError: the site has not enrolled, or as another than ``site.yaml`` says.
-        RunError: the trainer cannot be isolated.
+        RunError: the trainer cannot be isolated, or a tracker is not installed.
         StorageError: the folder cannot be written.
     """
     site = read_site(folder.configuration)
     require_enrolled(folder, site)
+    require_installed(site.trackers)
     owner = _owner(folder)
     for path in (folder.run, folder.logs, folder.gate):
         with atomic.storage_errors(path):

@@ -38,6 +38,7 @@ def summary(
         ("with", ", ".join(name for name in recipe.site_names if name != site.site) or "no others"),
         ("leaves", _update(recipe, request.spec, site.site)),
         ("", _metrics(recipe, site)),
+        *_copied(recipe),
         ("privacy", _privacy(recipe)),
         ("takes", _time(recipe)),
     ]
@@ -123,6 +124,12 @@ def _counted(recipe: Recipe, policy: Policy) -> list[str]:
     """Return which shares of held-out rows the policy does not withhold."""
     named = {metric.name for metric in policy.metrics}
     return [name for name in SHARES.get(recipe.objective, ()) if f"eval_{name}_sum" in named]
+
+
+def _copied(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield where the aggregator brings these numbers, if the recipe says so."""
+    if recipe.trackers:
+        yield "", f"the aggregator copies these numbers to its {', '.join(recipe.trackers)}"
 
 
 def _privacy(recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ from fedlora.errors import BudgetError, FedloraError, WireError
 from fedlora.privacy.ledger import Committed
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
+from fedlora.runtime.client.curves import own_curves
 from fedlora.runtime.client.frames import (
     LONGEST_QUESTION,
     Answer,
@@ -72,7 +73,7 @@ def _ended_after(seconds: float) -> Iterator[None]:
 
 def _worked(question: Ask, body: bytes, channel: Channel) -> tuple[dict[str, int | float], bytes]:
     """Return the metrics and the encoded increment, if any, of a question."""
-    with charging(lambda _recipe, _site, draw: _charged(channel, draw)):
+    with charging(lambda _recipe, _site, draw: _charged(channel, draw)), own_curves(question):
         reply = _HANDLERS[question.purpose](_message(question, body), _context(question))
     trained = question.purpose == "train"
     return records.metrics_of(reply.content), records.unpack(reply.content) if trained else b""

@@ -16,6 +16,7 @@ from typing import Literal, Self
 from fedlora import atomic
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe
+from fedlora.runtime.aggregator.tracked import require_trackable
 from fedlora.runtime.lock import spec_of
 from fedlora.runtime.run_folder import RunFolder
 
@@ -73,8 +74,10 @@ class Runs:
 
         Raises:
             RecipeError: the recipe is not locked, or does not name its sites.
+            RunError, RecipeError: as ``require_trackable``.
             StorageError: the folder cannot be written.
         """
+        require_trackable(recipe)
         run = RunFolder.create(recipe, spec_of(recipe), data={}, runs=self.folder)
         atomic.write_file(run.path / "wanted", "playing\n")
         return run

@@ -25,6 +25,7 @@ from fedlora.runtime.site.objectives.objective import Tokenized
 from fedlora.runtime.site.objectives.sft import Sft
 from fedlora.runtime.site.private_steps import self_test
 from fedlora.runtime.site.rows import prepare, tell_of_excess
+from fedlora.runtime.site.steps import watched
 from fedlora.sections import AT_SITE
 from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
@@ -139,6 +140,7 @@ class Site:
             total_steps=self.recipe.total_steps,
             proximal=self.recipe.federation.proximal_mu,
             correction=correction,
+            on_step=watched(first_step=(number - 1) * steps),
         )
 
     def train_round_privately(
@@ -177,6 +179,7 @@ class Site:
             objective=self._losses_after(received),
             proximal=self.recipe.federation.proximal_mu,
             correction=correction,
+            on_step=watched(first_step=(number - 1) * self.recipe.federation.local_steps),
         )
 
     def train(

@@ -131,6 +131,16 @@ def test_declared_records_stay(tmp_path):
     assert Recipe.from_yaml(played.to_yaml()) == played
 
 
+@pytest.mark.parametrize("own", [(), ("tensorboard",)])
+def test_trackers_are_the_operators(tmp_path, own):
+    """Whatever the recipe names is the aggregator's, and no address of a server can be given."""
+    recipe = Recipe.from_yaml(f"trackers: [mlflow, wandb]\n{RECIPE}")
+    played = at_site(recipe, site(tmp_path, f"trackers: [{', '.join(own)}]\n"))
+    assert played.trackers == own
+    with pytest.raises(PolicyError, match=r"line 5: trackers\[1\]"):
+        site(tmp_path, "trackers: [{mlflow: http://elsewhere}]\n")
+
+
 def test_base_and_device_are_the_sites(tmp_path):
     """A revision is of a hub's name, not of a folder."""
     recipe = Recipe.from_yaml(RECIPE, overrides=["base_model=a/b", "base_model_revision=main"])

@@ -76,6 +76,14 @@ def test_a_run_without_privacy_in_plain_words():
     ]
 
 
+def test_who_else_gets_the_numbers_is_said():
+    """A tracker may be a service of somebody else's."""
+    [told] = [
+        text for _, text in lines("privacy: {unit: none}\ntrackers: [wandb]\n") if "copies" in text
+    ]
+    assert told == "the aggregator copies these numbers to its wandb"
+
+
 def test_a_run_that_hides_examples():
     """The promise with its numbers; B alone leaves, and the ledger's head with it."""
     text = "privacy: {unit: example, epsilon: 4, delta: 1e-6, records: 1000, evaluation_noise: 9}\n"
