@@ -259,12 +259,15 @@ def test_a_rows_padding_is_its_own_business(finished):
     recipe = finished.recipe()
     site = Site.open(recipe, "north")
     rows = site.train_rows
-    alone = {len(row.input_ids): next(site._padded_alone([row])).input_ids.shape[1] for row in rows}
-    together = list(site._padded_alone(rows))
+    alone = {
+        len(row.input_ids): next(site._batching.padded_alone([row])).input_ids.shape[1]
+        for row in rows
+    }
+    together = list(site._batching.padded_alone(rows))
     assert sum(len(batch.input_ids) for batch in together) == len(rows)
     for batch in together:
         assert {alone[int(n)] for n in batch.attention_mask.sum(1)} == {batch.input_ids.shape[1]}
-    assert list(site._padded_alone([])) == []
+    assert list(site._batching.padded_alone([])) == []
 
 
 def test_the_clip_norm_may_follow_a_quantile(small_recipe, tmp_path):

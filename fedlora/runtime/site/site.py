@@ -20,6 +20,7 @@ from fedlora.privacy.dp_sgd.private_gradient import DpSgd
 from fedlora.privacy.source import RoundSource
 from fedlora.recipe import Recipe
 from fedlora.runtime.processes import log
+from fedlora.runtime.site.batching import Batching
 from fedlora.runtime.site.objectives import Objective, objective_of
 from fedlora.runtime.site.objectives.objective import Tokenized
 from fedlora.runtime.site.objectives.sft import Sft
@@ -31,10 +32,6 @@ from fedlora.training.base_model import BaseModel
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import LocalResult, train_local
-
-_PADDING = 64
-"""Private rows are padded to a multiple of so many tokens."""
-
 
 _bases: dict[Recipe, BaseModel] = {}
 _sites: dict[tuple[Recipe, str], "Site"] = {}
@@ -219,13 +216,13 @@ class Site:
 
     def evaluate(self, state: AdapterState | None) -> Evaluation:
         """Return what the objective measures of the base, with ``state`` or alone, held-out."""
-        batches = self._micro_batches(self.held_out_rows)
+        batches = self._batching.sorted_by_length(self.held_out_rows)
         return evaluate(self.base, state, batches, measure=self.objective.measure)
 
     def evaluate_public(self, state: AdapterState | None) -> Evaluation:
         """Return the loss of the base, with ``state`` or alone, on the public text."""
         text = Sft(self.recipe)
-        batches = self._micro_batches(self.public_rows, text)
+        batches = replace(self._batching, objective=text).sorted_by_length(self.public_rows)
         return evaluate(self.base, state, batches, measure=text.measure)
 
     def losses(self, rows: Sequence[Tokenized], state: AdapterState | None) -> list[float]:
@@ -235,18 +232,19 @@ class Site:
             rows: of this site.
             state: the adapter; none for the base alone.
         """
-        batches, losses = self._micro_batches(rows), self._losses_after(None)
+        batches, losses = self._batching.sorted_by_length(rows), self._losses_after(None)
         return example_losses(self.base, state, batches, losses=losses)
 
     def clipped_loss_sum(self, state: AdapterState | None, *, largest: float) -> float:
         """Return the sum over held-out rows of their losses, each cut to ``largest``."""
-        batches, losses = self._padded_alone(self.held_out_rows), self._losses_after(None)
+        batches, losses = self._batching.padded_alone(self.held_out_rows), self._losses_after(None)
         return clipped_loss_sum(self.base, state, batches, losses=losses, largest=largest)
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
         for step in range(first_step, first_step + steps):
-            yield [self._collate([self.train_rows[i] for i in rows]) for rows in self._step(step)]
+            visited = ([self.train_rows[i] for i in rows] for rows in self._step(step))
+            yield [self._batching.batch(rows) for rows in visited]
 
     def _losses_after(self, received: AdapterState | None) -> Callable[[BaseModel, Batch], Tensor]:
         """Return the objective of a training that begins with an adapter, or none."""
@@ -256,31 +254,11 @@ class Site:
         """Yield the micro-batches of private steps: each a Poisson sample, of which none is cut."""
         for _ in range(charge.steps):
             drawn = source.poisson_sample(len(self.train_rows), charge.sampling_rate)
-            yield list(self._padded_alone([self.train_rows[row] for row in drawn]))
+            yield list(self._batching.padded_alone([self.train_rows[row] for row in drawn]))
 
-    def _padded_alone(self, rows: Sequence[Tokenized]) -> Iterator[Batch]:
-        """Yield all rows once, each padded to a length that it alone decides.
-
-        Padding changes the rounding of a row's gradient: another row must not decide it.
-        """
-        groups: dict[int, list[Tokenized]] = {}
-        for row in rows:
-            groups.setdefault(-(-row.length // _PADDING) * _PADDING, []).append(row)
-        size = self.recipe.micro_batch_size
-        for length, group in sorted(groups.items()):
-            for start in range(0, len(group), size):
-                yield self._collate(group[start : start + size], length=length)
-
-    def _micro_batches(
-        self, rows: Sequence[Tokenized], objective: Objective[Any, Any, Any] | None = None
-    ) -> Iterator[Batch]:
-        """Yield all rows once, those of like length together."""
-        rows = sorted(rows, key=lambda row: row.length)
-        size = self.recipe.micro_batch_size
-        pad = self.base.pad_token_id
-        chosen = objective or self.objective
-        for start in range(0, len(rows), size):
-            yield chosen.collate(rows[start : start + size], pad_token_id=pad)
+    @property
+    def _batching(self) -> Batching:
+        return Batching(self.objective, self.recipe.micro_batch_size, self.base.pad_token_id)
 
     def _part(self, number: int) -> AdapterSpec:
         """Return the factors and components that the site trains in round ``number``."""
@@ -309,9 +287,3 @@ class Site:
             )
             for index in range(step * per_step, (step + 1) * per_step)
         ]
-
-    def _collate(self, rows: Sequence[Tokenized], *, length: int | None = None) -> Batch:
-        batch: Batch = self.objective.collate(
-            rows, pad_token_id=self.base.pad_token_id, length=length
-        )
-        return batch
