@@ -72,7 +72,7 @@ def check(
         if both := shared(reports, other):
             faults.append(f"{held_out}: {len(both)} of its rows are trained on: {_some(both)}")
     print_sample(reports, tokenizer)
-    faults = faults or check_sites(recipe)
+    faults = faults or check_sites(recipe, tokenizer)
     print_faults(faults)
     if faults:
         raise typer.Exit(1)

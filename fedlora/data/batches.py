@@ -67,10 +67,10 @@ def rows_of_step(
     Guarantees:
         The answer depends on the arguments alone, so that a resumed run sees the same batches.
         A batch has exactly ``batch_size`` rows. An epoch has as many rows as there are, but for
-        the ``len(lengths) % batch_size`` at its end, which are left out of it. With fewer rows than
-        ``batch_size``, each batch has all of them and repeats some.
+        the ``len(lengths) % batch_size`` at its end, which are left out of it.
 
-        Without weights an epoch is a new shuffle that visits no row twice. With them it visits each
+        Without weights an epoch is a new shuffle that visits no row twice; with fewer rows than
+        ``batch_size``, each batch has all of them and repeats some. With weights it visits each
         row, and all rows of a weight together, as often as their share of the weights says, rounded
         up or down by chance.
 

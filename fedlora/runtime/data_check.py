@@ -13,7 +13,7 @@ from fedlora.data.partition import site_examples
 from fedlora.data.tokens import TokenizedExample, Tokenizer
 from fedlora.errors import DataError, RowError
 from fedlora.recipe import Recipe
-from fedlora.runtime.site.rows import PreparedRows, prepare
+from fedlora.runtime.site.rows import PreparedRows, prepare, require_rows
 from fedlora.sections import AT_SITE, Dataset
 from fedlora.training.base_model import resolve
 from fedlora.training.base_model.network import load_tokenizer
@@ -117,14 +117,20 @@ def check_dataset(dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer) -> Dat
     )
 
 
-def check_sites(recipe: Recipe) -> list[str]:
+def check_sites(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
     """Return why single sites of a recipe would have too little to train on or to hold out."""
     faults = []
     for site in recipe.site_names:
         own = [dataset.path for dataset in recipe.datasets if dataset.site == site]
         if AT_SITE not in own:
             try:
-                site_examples(recipe, site)
+                examples = site_examples(recipe, site)
+                if recipe.excess_length_strategy == "drop":
+                    train, held_out = (
+                        prepare(rows, recipe, tokenizer)
+                        for rows in (examples.train, examples.held_out)
+                    )
+                    require_rows(recipe, site, train=train, held_out=held_out)
             except DataError as error:
                 faults.append(str(error))
     return faults

@@ -467,6 +467,10 @@ IMPOSSIBLE = {
         CLIENT + "federation: {evaluate_every: 0, server_momentum: 0, drift_correction: true}",
         "when its client last took part",
     ),
+    "a failure that tells of a row": (
+        EXAMPLE + "excess_length_strategy: raise",
+        "ends a run over one long record, which tells of it",
+    ),
     "evaluation of single clients": (CLIENT, "an evaluation tells of single clients"),
 }
 
@@ -476,6 +480,21 @@ def test_a_promise_that_cannot_be_kept_is_refused(case):
     """Before anything is loaded, with the reason."""
     text, says = IMPOSSIBLE[case]
     assert says in refusal(f"{LEAST}privacy: {text}\n")
+
+
+@pytest.mark.parametrize("more", ["", ", site: a"])
+def test_a_mixture_weighs_all_datasets_of_a_site_or_none(more):
+    """Half a mixture has no meaning; another site's datasets may go without."""
+    one, two = f"{{path: a, weight: 2{more}}}", f"{{path: b{more}}}"
+    assert "b has no weight" in refusal(f"datasets: [{one}, {two}]\n")
+    other = "" if not more else ", {path: b, site: b}"
+    assert read(f"privacy: {{unit: none}}\ndatasets: [{one}{other}]\n").datasets[0].weight == 2
+
+
+def test_a_mixture_is_no_sample_that_privacy_could_charge():
+    """Each record must be drawn with the probability that is charged."""
+    data = "datasets: [{path: a, weight: 2}, {path: b, weight: 1}]\n"
+    assert "draws each with the same probability" in refusal(f"{data}privacy: {EXAMPLE}\n")
 
 
 def test_records_belong_to_a_site():

@@ -72,26 +72,30 @@ def prepare(
     return PreparedRows(rows=kept, places=places, lengths=lengths, cut=cut, dropped=dropped)
 
 
-def tell_of_excess(
-    recipe: Recipe, site: str, *, train: PreparedRows, held_out: PreparedRows
-) -> None:
-    """Log how many of a site's rows are too long, and what becomes of them.
+def require_rows(recipe: Recipe, site: str, *, train: PreparedRows, held_out: PreparedRows) -> None:
+    """Do nothing if both parts of a site's rows have any left, or the recipe hides whether.
 
     Raises:
-        DataError: none is left to train on, or to evaluate.
+        DataError: a part has none.
     """
-    length = recipe.sequence_len
     for part, rows in (("train on", train), ("hold out", held_out)):
         if rows.dropped and not rows.rows and recipe.privacy.unit != "example":
             raise DataError(
-                f"site {site}: all rows to {part} are longer than sequence_len, {length}. Raise "
-                "it, or set excess_length_strategy: truncate."
+                f"site {site}: all rows to {part} are longer than sequence_len, "
+                f"{recipe.sequence_len}. Raise it, or set excess_length_strategy: truncate."
             )
+
+
+def tell_of_excess(
+    recipe: Recipe, site: str, *, train: PreparedRows, held_out: PreparedRows
+) -> None:
+    """Log how many of a site's rows are too long, and what becomes of them."""
+    for part, rows in (("train on", train), ("hold out", held_out)):
         for count, fate in ((rows.cut, "lose tokens"), (rows.dropped, "are left out")):
             if count:
                 log.warn(
                     f"site {site}: {count} of {len(rows.rows) + rows.dropped} rows to {part} are "
-                    f"longer than sequence_len, {length}, and {fate}"
+                    f"longer than sequence_len, {recipe.sequence_len}, and {fate}"
                 )
 
 

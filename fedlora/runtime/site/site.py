@@ -25,7 +25,7 @@ from fedlora.runtime.site.objectives import Objective, objective_of
 from fedlora.runtime.site.objectives.objective import Tokenized
 from fedlora.runtime.site.objectives.sft import Sft
 from fedlora.runtime.site.private_steps import self_test
-from fedlora.runtime.site.rows import prepare, tell_of_excess
+from fedlora.runtime.site.rows import prepare, require_rows, tell_of_excess
 from fedlora.runtime.site.steps import watched
 from fedlora.sections import AT_SITE
 from fedlora.training.base_model import BaseModel
@@ -87,6 +87,7 @@ class Site:
         base = resident_base(recipe)
         train = prepare(examples.train, recipe, base.tokenizer)
         held_out = prepare(examples.held_out, recipe, base.tokenizer)
+        require_rows(recipe, name, train=train, held_out=held_out)
         tell_of_excess(recipe, name, train=train, held_out=held_out)
         sources = [examples.sources[place] for place in train.places]
         return cls(

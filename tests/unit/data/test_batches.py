@@ -74,6 +74,11 @@ def test_sources_without_shares_count_by_their_rows() -> None:
 
 def test_a_mixture_is_the_same_in_every_process_and_keeps_to_lengths() -> None:
     """Pinned, and resumable at any step; rows of a batch are of like length there, too."""
+    few = mixture([0] * 6 + [1] * 4, {0: 1, 1: 3})
+    rows = [
+        rows_of_step(range(1, 11), batch_size=3, seed="0/gui", step=i, weights=few) for i in (0, 7)
+    ]
+    assert rows == [[7, 8, 9], [6, 7, 8]]
     generator = random.Random(0)
     lengths = [int(generator.lognormvariate(4, 0.7)) + 1 for _ in range(1000)]
     weights = mixture([0] * 900 + [1] * 100, {0: 1, 1: 1})

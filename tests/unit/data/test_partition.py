@@ -44,7 +44,11 @@ def test_labelled_sites_have_their_own_rows_of_all_their_datasets(tmp_path: Path
     spec = _recipe((notes, "a"), (other, "b"), (pairs, "a"))
     assert sorted(_contents(site_examples(spec, "a"))) == ["a1", "a2", "a3"]
     assert sorted(_contents(site_examples(spec, "b"))) == ["b1", "b2"]
-    assert site_examples(spec, "a").types == ("text", "prompt-completion")
+    found = site_examples(spec, "a")
+    assert found.types == ("text", "prompt-completion")
+    assert [source.path for source in found.sources] == [
+        str(notes) if row.turns[0].role == "text" else str(pairs) for row in found.train
+    ]
 
 
 def test_unlabelled_rows_are_dealt_out_equally(tmp_path: Path) -> None:
@@ -175,3 +179,11 @@ def test_under_privacy_shares_are_met_on_average(tmp_path: Path) -> None:
     assert sizes == pytest.approx([800, 200, 800, 200], rel=0.15)
     other = _recipe((path, None), **options, seed=1)
     assert set(site_examples(other, "site-1").held_out) != set(sites[0].held_out)
+
+
+def test_an_objective_gets_no_rows_of_another_kind(tmp_path: Path) -> None:
+    """Text with labels is refused under ``sft``: nothing that was labelled is learned as text."""
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nx,1\ny,0\n")
+    with pytest.raises(DataError, match="has the format text-label, but objective: sft"):
+        site_examples(_recipe((path, "a")), "a")

@@ -85,6 +85,12 @@ def test_relative_paths_begin_at_the_file(tmp_path, monkeypatch):
         ("{approval: none}", "{hours: always}", "line 4: policy.hours: string should match"),
         ("site: north", "site: north\nsite: south", "line 2: site is given twice"),
         ("site: north", "site: [", "site.yaml, line "),
+        ("type: messages", "revision: main", "the trainer has no network: download it"),
+        (
+            "policy:",
+            "  - {path: b.jsonl, weight: 2}\npolicy:",
+            "has no weight, but another dataset of the same site",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, old, new, reason):
@@ -118,6 +124,19 @@ def test_the_site_trains_on_its_own_files(tmp_path):
     assert [played.rank_of(name) for name in played.site_names] == [8, 4, 2]
     assert played.rank == recipe.rank
     assert Recipe.from_yaml(played.to_yaml()) == played
+
+
+def test_the_site_mixes_and_splits_its_own_data(tmp_path):
+    """Weights and splits are the operator's; privacy for examples refuses weights there, too."""
+    text = SITE.replace("type: messages", "weight: 3, split: train").replace(
+        "policy:", "  - {path: b, weight: 1}\npolicy:"
+    )
+    configured = read_site(written(tmp_path, text))
+    played = at_site(Recipe.from_yaml(RECIPE), configured)
+    mine = [dataset for dataset in played.datasets if dataset.site == "north"]
+    assert [(dataset.weight, dataset.split) for dataset in mine] == [(3, "train"), (1, None)]
+    with pytest.raises(PolicyError, match=r"privacy\.unit: example draws each with the same"):
+        at_site(Recipe.from_yaml(PRIVATE), configured)
 
 
 def test_declared_records_stay(tmp_path):
