@@ -267,7 +267,7 @@ def test_a_rows_padding_is_its_own_business(finished):
     assert sum(len(batch.input_ids) for batch in together) == len(rows)
     for batch in together:
         assert {alone[int(n)] for n in batch.attention_mask.sum(1)} == {batch.input_ids.shape[1]}
-    assert list(padded([])) == []
+    assert list(site._batching.padded_alone([])) == []
 
 
 def test_the_clip_norm_may_follow_a_quantile(small_recipe, tmp_path):
