@@ -30,16 +30,15 @@ class Dpo:
     ) -> Batch:
         return collate_pairs(rows, pad_token_id=pad_token_id, length=length)
 
-    def losses(self, base: BaseModel, batch: Batch, received: AdapterState, /) -> Tensor:
+    def losses(self, base: BaseModel, batch: Batch, received: AdapterState | None, /) -> Tensor:
         reference = received if self.recipe.dpo_reference == "global" else None
-        return self._loss(dpo_margins(base, batch, reference=reference))
+        return dpo_loss(
+            dpo_margins(base, batch, reference=reference),
+            beta=self.recipe.dpo_beta,
+            label_smoothing=self.recipe.dpo_label_smoothing,
+        )
 
     def measure(self, base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return losses against the base alone, so that they compare over rounds and runs."""
-        losses = self._loss(dpo_margins(base, batch, reference=None))
+        losses = self.losses(base, batch, None)
         return losses, torch.ones_like(losses, dtype=torch.int64)
-
-    def _loss(self, margins: Tensor) -> Tensor:
-        return dpo_loss(
-            margins, beta=self.recipe.dpo_beta, label_smoothing=self.recipe.dpo_label_smoothing
-        )

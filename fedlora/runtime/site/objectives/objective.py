@@ -42,13 +42,13 @@ class Objective(Protocol[RowT_contra, TokenizedT, BatchT]):
     ) -> BatchT:
         """Return rows (at least one) side by side, padded to the longest or to ``length``."""
 
-    def losses(self, base: BaseModel, batch: BatchT, received: AdapterState, /) -> Tensor:
+    def losses(self, base: BaseModel, batch: BatchT, received: AdapterState | None, /) -> Tensor:
         """Return the differentiable float32 loss of each row, ``(rows,)``.
 
         Args:
             base: with the adapter that is trained.
             batch: as ``collate`` made it.
-            received: the adapter that the training began with.
+            received: the adapter that the training began with; none where nothing is trained.
         """
 
     def measure(self, base: BaseModel, batch: BatchT) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ class Sft:
     ) -> Batch:
         return collate(rows, pad_token_id=pad_token_id, length=length)
 
-    def losses(self, base: BaseModel, batch: Batch, _received: AdapterState, /) -> Tensor:
+    def losses(self, base: BaseModel, batch: Batch, _received: AdapterState | None, /) -> Tensor:
         return sft_loss(base, batch)
 
     def measure(self, base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
