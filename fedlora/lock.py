@@ -39,7 +39,8 @@ class Lock(BaseDigests):
     """The base model that a recipe means, and the modules that it adapts there.
 
     ``fedlora recipe lock`` writes it where the base is; nobody writes it by hand. With the recipe's
-    ranks, alpha and seed it says everything of the adapter that training begins with.
+    ranks, alpha and seed it says everything of the adapter that training begins with; of one that
+    ``init_from`` names, what its values must be.
     """
 
     base_model: str

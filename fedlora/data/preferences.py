@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedlora.data.batches import Batch, collate
 from fedlora.data.examples import Example, Preference, Turn
@@ -19,8 +19,13 @@ class TokenizedPair:
 
     chosen: TokenizedExample
     rejected: TokenizedExample
-    excess: int = 0
+    excess: int = field(default=0, compare=False)
     """Tokens that the longer side lost, because it was too long."""
+
+    @property
+    def sequences(self) -> tuple[TokenizedExample, TokenizedExample]:
+        """Both sides, the preferred first."""
+        return self.chosen, self.rejected
 
     @property
     def length(self) -> int:
@@ -70,7 +75,7 @@ def collate_pairs(
 
     All are padded on the right to the longest row, or to ``length``.
     """
-    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+    rows = [side for pair in pairs for side in pair.sequences]
     return collate(rows, pad_token_id=pad_token_id, length=length)
 
 
