@@ -33,11 +33,6 @@ class TokenizedPair:
         return max(self.chosen.length, self.rejected.length)
 
     @property
-    def sequences(self) -> tuple[TokenizedExample, ...]:
-        """The two sides."""
-        return self.chosen, self.rejected
-
-    @property
     def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What tells it from other rows."""
         return self.chosen.ids, self.rejected.ids
