@@ -13,8 +13,9 @@ from fedlora.training.base_model.trained_part import TrainedPart
 class Optimizer:
     """Steps what is trained by the gradients on it.
 
-    torch's fused steps and bitsandbytes' take a tensor for contiguous memory and would change other
-    values of a view that is not: of such a view a copy is stepped, and the view set to it.
+    torch's fused steps take tensors and gradients for contiguous memory, and would change other
+    values, or by others, where they are not: of such a view a copy is stepped, and the view set to
+    it.
     """
 
     def __init__(self, trained: TrainedPart, keys: TrainingKeys) -> None:
@@ -23,28 +24,21 @@ class Optimizer:
         Raises:
             BaseModelError: the optimiser is not to be had on this device.
         """
-        self._views = trained.tensors
-        self._tensors = [view.contiguous() for view in trained.tensors]
-        self._copied = [
-            (view, tensor)
-            for view, tensor in zip(self._views, self._tensors, strict=True)
-            if tensor is not view
-        ]
-        self._optimizer = _new(self._tensors, keys)
+        self._pairs = [(view, view.contiguous()) for view in trained.tensors]
+        self._optimizer = _new([tensor for _, tensor in self._pairs], keys)
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Take a step and drop the gradients."""
-        for view, tensor in self._copied:
+        for view, tensor in self._pairs:
             tensor.copy_(view)
             tensor.grad = None if view.grad is None else view.grad.contiguous()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
-        for view, tensor in self._copied:
+        for view, tensor in self._pairs:
             view.copy_(tensor)
-            view.grad = None
-        self._optimizer.zero_grad()
+            view.grad = tensor.grad = None
 
 
 def _new(tensors: Sequence[Tensor], keys: TrainingKeys) -> torch.optim.Optimizer:

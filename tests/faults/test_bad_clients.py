@@ -16,9 +16,10 @@ from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.simulation import start
+from fedlora.runtime.simulation import sites_in, start
 from fedlora.runtime.site.client import app
 from fedlora.runtime.site.memory import FOLDER
+from fedlora.runtime.site.objectives.sft import Sft
 from fedlora.runtime.site.site import Site
 from fedlora.wire.codec import Envelope, decode_update, encode_trained, encode_update
 
@@ -174,16 +175,62 @@ def test_a_client_that_fails_is_refused_with_its_own_reason(small_recipe, tmp_pa
     """What the client raised is what the record says."""
     train_round = Site.train_round
 
-    def failing(self, received, *, number):
+    def failing(self, received, **keys):
         if self.name == BAD:
             raise DataError("the disk with the data is not mounted")
-        return train_round(self, received, number=number)
+        return train_round(self, received, **keys)
 
     monkeypatch.setattr(Site, "train_round", failing)
     recipe = small_recipe(*SHORT, "federation.rounds=1")
     run = start(plan(recipe), runs=tmp_path)
     serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
     assert "the disk with the data is not mounted" in run.records()[1]["refused"][BAD]
+
+
+class Exploding(Sft):
+    """An objective whose losses are not finite."""
+
+    def losses(self, base, batch):
+        return super().losses(base, batch) * math.inf
+
+
+DIVERGED = {
+    "{unit: none}": "Training diverged at step 1: the loss is inf",
+    "{unit: client, epsilon: 50, delta: 1e-2, clip_norm: 1}": (
+        "The site's training diverged: lower learning_rate."
+    ),
+    "{unit: example, epsilon: 8, delta: 1e-3, records: 20}": None,
+}
+
+
+@pytest.mark.parametrize("privacy", DIVERGED)
+def test_a_site_whose_training_diverges_sends_nothing(small_recipe, tmp_path, monkeypatch, privacy):
+    """It is named, with no number of its own where clients are hidden.
+
+    Where examples are, losses end no training: each private gradient is finite, whatever they are.
+    """
+
+    def diverging(train):
+        def trained(self, received, **keys):
+            if self.name == BAD:
+                self = replace(self, objective=Exploding(self.recipe))
+            return train(self, received, **keys)
+
+        return trained
+
+    for method in ("train_round", "train_round_privately"):
+        monkeypatch.setattr(Site, method, diverging(getattr(Site, method)))
+    shape = "federation={rounds: 1, local_steps: 2, evaluate_every: 0, quorum: 1}"
+    run = start(plan(small_recipe(f"privacy={privacy}", shape)), runs=tmp_path)
+    with sites_in(str(run.path / "sites")):
+        serve(InProcessGrid(app, clients=2), run.path, observe=lambda _: None)
+    (_, record), reason = run.records(), DIVERGED[privacy]
+    if reason is None:
+        assert set(record["folded"]) == {"north", "south"}
+        assert run.load().adapter.is_finite()
+    else:
+        assert list(record["folded"]) == ["north"]
+        assert record["refused"][BAD].startswith(reason)
 
 
 def test_a_round_below_its_quorum_stops_the_run_and_can_be_resumed(small_recipe, tmp_path):

@@ -126,10 +126,10 @@ def test_ctrl_c_says_how_to_go_on(fedlora, recipe, monkeypatch):
     """Ctrl-C ends with exit code 130 and the command that resumes, which completes the run."""
     train_round = Site.train_round
 
-    def interrupted(self, received, *, number):
-        if number == 2:
+    def interrupted(self, received, **keys):
+        if keys["number"] == 2:
             raise KeyboardInterrupt
-        return train_round(self, received, number=number)
+        return train_round(self, received, **keys)
 
     monkeypatch.setattr(Site, "train_round", interrupted)
     code, _, err = fedlora("simulate", recipe)

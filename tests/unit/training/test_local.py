@@ -12,6 +12,7 @@ from fedlora.training.base_model import BaseModel
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
+from tests.tiny_models import random_tokens
 
 
 def train(base, received, steps, recipe, **keys):
@@ -178,3 +179,27 @@ def test_after_training_a_part_all_can_be_trained_again(base, adapter, batch, re
     """Nothing of a part stays behind in the model, not even a gradient."""
     train(base, adapter, [[batch]], recipe_of(), part=base.spec.part("B"))
     assert all(p.requires_grad and p.grad is None for p in base.parameters)
+
+
+@pytest.mark.parametrize(("micro", "accumulated"), [(2, 4), (4, 2), (1, 8)])
+def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(
+    base, adapter, recipe_of, micro, accumulated
+):
+    """Micro-batches of uneven length, each padded to its own longest, sum up to the whole's."""
+    batch = random_tokens(12, 5, 16, 9, 7, 30, 4, 11)
+    base.load_adapter(adapter)
+
+    def gradient(size, count):
+        recipe = recipe_of(micro_batch_size=size, gradient_accumulation_steps=count)
+        with base.training(base.spec) as trained, plain_gradient(recipe)(trained) as gradients:
+            for start in range(0, 8, size):
+                rows = slice(start, start + size)
+                longest = int((batch.labels[rows] != -100).nonzero()[:, 1].max()) + 1
+                ids, labels = batch.input_ids[rows, :longest], batch.labels[rows, :longest]
+                gradients.add(sft_loss(base, type(batch)(ids, labels)))
+            assert gradients.finish()
+            return torch.cat([view.grad.flatten() for view in trained.tensors])
+
+    whole = gradient(8, 1)
+    torch.testing.assert_close(gradient(micro, accumulated), whole, rtol=1e-4, atol=1e-6)
+    assert float(whole.norm()) > 0
