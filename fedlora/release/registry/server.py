@@ -91,7 +91,7 @@ class Server:
         self._health = health.HealthServicer()
 
     async def __aenter__(self) -> Self:
-        self._incoming = Incoming(self._store.path)
+        self._incoming = Incoming(self._store.path, most=self._limits.uploads)
         try:
             self._store.sweep()
         except ReleaseError as error:
