@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -16,11 +17,13 @@ from fedlora.errors import ReleaseError
 from fedlora.registry.v1 import registry_pb2 as v1
 from fedlora.registry.v1.registry_pb2 import DESCRIPTOR
 from fedlora.registry.v1.registry_pb2_grpc import RegistryStub
+from fedlora.release.home import target_of
 from fedlora.release.registry import client as client_module
 from fedlora.release.registry.callers import Callers, CallersFile
-from fedlora.release.registry.client import Identity, RegistryClient
+from fedlora.release.registry.client import RegistryClient
 from fedlora.release.registry.door import CALLS
 from fedlora.release.registry.limits import Limits
+from fedlora.release.registry_file import RegistryFile
 from simulations.published import Scene, manifest_of
 from tests.registry import Authority, served
 
@@ -143,10 +146,17 @@ def test_a_certificate_stands_for_its_name(
     tls = ours.pair("registry", client_ca=ours.certificate)
 
     def client(authority: Authority, name: str) -> RegistryClient:
-        pair = authority.pair(name)
-        identity = Identity(certificate=pair.certificate.read_bytes(), key=pair.key.read_bytes())
-        ca = ours.certificate.read_bytes()
-        return RegistryClient(running.address, key=scene.signer.public, ca=ca, identity=identity)
+        pair, path = authority.pair(name), tmp_path / f"{name}.yaml"
+        RegistryFile(
+            publisher=scene.signer.public.text,
+            address=running.address,
+            ca_certificate=ours.certificate.read_text(),
+            client_certificate=pair.certificate.read_text(),
+            client_key=pair.key.read_text(),
+        ).write(path)
+        found, _ = target_of(path)
+        assert isinstance(found, RegistryClient)
+        return found
 
     with served(scene.store, callers=callers, tls=tls) as running:
         with client(ours, "engine") as engine:
@@ -367,6 +377,22 @@ def test_the_log_has_a_line_for_each_call_and_no_token(scene: Scene, callers: Ca
         ("call refused", None, "UNAUTHENTICATED"),
     ]
     assert READER not in str(running.lines)
+
+
+def test_tls_that_is_none_does_not_start(scene: Scene, tmp_path: Path) -> None:
+    """An empty authority would let everybody's certificate in; the file is named."""
+    authority = Authority(tmp_path / "ca")
+    empty, other = tmp_path / "empty.pem", authority.pair("other")
+    empty.touch()
+    good = authority.pair("registry")
+    for tls, expected in (
+        (replace(good, client_ca=empty), "empty.pem: certificates in PEM"),
+        (replace(good, certificate=empty), "empty.pem, .*registry.key: certificates in PEM"),
+        (replace(good, key=empty), "registry.crt, .*empty.pem: a private key in PEM"),
+        (replace(good, key=other.key), "registry.crt, .*other.key: the first certificate is of"),
+    ):
+        with pytest.raises(ReleaseError, match=expected), served(scene.store, tls=tls):
+            pytest.fail("it started")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "registry.example.org:0"])
