@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, also when the disk fills or power fails."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -20,10 +21,7 @@ def write_file(path: Path, *content: bytes | memoryview | str) -> None:
         StorageError: the file cannot be written; nothing half-written stays.
     """
     pieces = (piece.encode() if isinstance(piece, str) else piece for piece in content)
-    with storage_errors(path):
-        with _beside(path, pieces, mode=0o666 & ~_UMASK) as temporary:
-            os.replace(temporary, path)
-        _sync_folder(path.parent)
+    _replace(path, pieces, mode=0o666 & ~_UMASK)
 
 
 def write_secret(path: Path, content: bytes) -> None:
@@ -33,6 +31,15 @@ def write_secret(path: Path, content: bytes) -> None:
         StorageError: the file cannot be written; nothing half-written stays.
     """
     _create(path, content, mode=0o600)
+
+
+def replace_secret(path: Path, content: str) -> None:
+    """Write a file that its owner alone can read, as ``write_file`` does.
+
+    Raises:
+        StorageError: the file cannot be written; nothing half-written stays.
+    """
+    _replace(path, [content.encode()], mode=0o600)
 
 
 def create_file(path: Path, content: bytes) -> bool:
@@ -98,6 +105,23 @@ def private_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` during the block; who else wants it waits.
+
+    It stays there: a lock that is removed could be held twice. Whoever is killed lets it go.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("ab")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's errors about ``path`` into a ``StorageError`` that helps."""
     try:
@@ -107,6 +131,13 @@ def storage_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}). "
             "Make room there or choose a folder that you may write to, then run again."
         ) from error
+
+
+def _replace(path: Path, pieces: Iterable[bytes | memoryview], *, mode: int) -> None:
+    with storage_errors(path):
+        with _beside(path, pieces, mode=mode) as temporary:
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
 
 
 def _create(path: Path, content: bytes, *, mode: int) -> bool:

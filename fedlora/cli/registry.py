@@ -108,9 +108,8 @@ def add(
     """Add a caller and print its token, once; the file holds its SHA-256. It is good at once."""
     from fedlora.release.registry.callers import Callers, new_token
 
-    callers = Callers.read(tokens) if tokens.exists() else Callers(callers=())
     secret = None if certificate else new_token()
-    callers.adding(name, scope=scope, token=secret).write(tokens)
+    Callers.change(tokens, lambda callers: callers.adding(name, scope=scope, token=secret))
     typer.echo(f"{name} may {scope}, by its certificate." if secret is None else secret)
 
 
@@ -134,5 +133,6 @@ def remove(name: Name, tokens: Tokens) -> None:
     """Remove a caller; its next call is refused."""
     from fedlora.release.registry.callers import Callers
 
-    Callers.read(tokens).removing(name).write(tokens)
+    Callers.read(tokens)  # or there is none to remove anybody from
+    Callers.change(tokens, lambda callers: callers.removing(name))
     typer.echo(f"{name} may not call any more.")

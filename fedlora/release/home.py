@@ -7,7 +7,7 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import Release
 from fedlora.release.publisher import Publisher
 from fedlora.release.pull import Puller
-from fedlora.release.registry.client import RegistryClient
+from fedlora.release.registry.client import Identity, RegistryClient
 from fedlora.release.registry_file import RegistryFile, registry_path
 from fedlora.release.seen import SEEN, Seen
 from fedlora.release.source import Target
@@ -37,7 +37,13 @@ def target_of(registry: Path | None) -> tuple[Target, RegistryFile]:
     if file.address is None:
         return Store(path.parent, key=file.key), file
     ca = file.ca_certificate.encode() if file.ca_certificate else None
-    return RegistryClient(file.address, key=file.key, ca=ca, token=file.token), file
+    identity = None
+    if file.client_certificate and file.client_key:
+        identity = Identity(
+            certificate=file.client_certificate.encode(), key=file.client_key.encode()
+        )
+    client = RegistryClient(file.address, key=file.key, ca=ca, token=file.token, identity=identity)
+    return client, file
 
 
 def publisher(registry: Path | None, signer: Signer, *, memory: Path | None = None) -> Publisher:

@@ -181,6 +181,11 @@ class Manifest(Section):
         """The release's identity: SHA-256 of the manifest, in hexadecimal."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files.values())
+
     def to_json(self) -> bytes:
         """Return canonical JSON: the bytes of ``manifest.json``, which are hashed and signed."""
         return canonical_text(self)

@@ -6,18 +6,23 @@ thing that is trusted: with it, everything else is verified.
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from fedlora import atomic
 from fedlora.document import read_section, write_yaml
 from fedlora.errors import ReleaseError
+from fedlora.release.credentials import as_certificates, as_pair, as_token
 from fedlora.sections import Section
 from fedlora.signing import PublicKey, RawKey
 
 FILE = "registry.yaml"
 ENVIRONMENT = "FEDLORA_REGISTRY"
+
+
+def _certificates(pem: str) -> str:
+    return as_certificates(pem).decode()
 
 
 class RegistryFile(Section):
@@ -27,15 +32,28 @@ class RegistryFile(Section):
     """The publisher's Ed25519 public key, in base64."""
     address: str | None = None
     """``host:port`` of a registry; without it, the store is the folder that the file is in."""
-    ca_certificate: str | None = None
+    ca_certificate: Annotated[str, AfterValidator(_certificates)] | None = None
     """The PEM certificate that the registry's hangs on; by default one that the system trusts."""
-    token: str | None = None
+    token: Annotated[str, AfterValidator(as_token)] | None = None
     """What the registry asks for."""
+    client_certificate: str | None = None
+    """A PEM certificate, where the registry asks callers for one."""
+    client_key: str | None = None
+    """Its private key, in PEM."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if not self.address and (self.ca_certificate or self.token):
-            raise ValueError("ca_certificate and token are of a registry: name its address too")
+        shown = (self.ca_certificate, self.token, self.client_certificate, self.client_key)
+        if not self.address and any(shown):
+            raise ValueError(
+                "ca_certificate, token, client_certificate and client_key are of a registry: name "
+                "its address too"
+            )
+        if self.client_certificate or self.client_key:
+            try:
+                as_pair(self.client_certificate or "", self.client_key or "")
+            except ValueError as error:
+                raise ValueError(f"client_certificate and client_key: {error}") from None
         return self
 
     @property
@@ -58,12 +76,16 @@ class RegistryFile(Section):
         )
 
     def write(self, path: Path) -> None:
-        """Write it.
+        """Write it; its owner alone can read it if there is a secret in it.
 
         Raises:
             StorageError: it cannot be written.
         """
-        atomic.write_file(path, write_yaml(self.model_dump(exclude_none=True)))
+        text = write_yaml(self.model_dump(exclude_none=True))
+        if self.token or self.client_key:
+            atomic.replace_secret(path, text)
+        else:
+            atomic.write_file(path, text)
 
 
 def registry_path(named: Path | None) -> Path:

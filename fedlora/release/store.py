@@ -7,15 +7,16 @@
     index/<name>/00000001.json   each version of a name's sealed index
 
 A release is there for readers once an index lists it. Of two that commit the same version, the
-first wins, and the other is told.
+first wins, and the other is told. Whoever adds to a folder holds its ``.lock``; what else begins
+with a dot there was left by somebody who was killed, and is removed by the next one.
 """
 
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from fedlora.errors import ReleaseError
 from fedlora.release.folder import (
     LARGEST_SIGNATURE,
     SIGNATURE,
-    Release,
     small_file,
     verify,
 )
@@ -102,12 +102,11 @@ class Store:
             time.sleep(_LOOK)
 
     def publish(self, folder: Path, envelope: bytes) -> None:
-        release = verify(folder, key=self.key)
-        index = self._next(envelope)
-        if not index.is_usable(release.id) or index.name != release.manifest.name:
-            raise ReleaseError(f"{folder}: the index does not list this release.")
-        self._take(release)
-        self._commit(index, envelope)
+        self._publish(folder, envelope, bring=self._copy)
+
+    def adopt(self, folder: Path, envelope: bytes) -> None:
+        """Do as ``publish`` does with a folder on the store's disk, which may go: it is moved."""
+        self._publish(folder, envelope, bring=atomic.put_folder)
 
     def commit(self, envelope: bytes) -> None:
         index = self._next(envelope)
@@ -125,19 +124,51 @@ class Store:
         """Remove the files of a release that an index has as collected."""
         shutil.rmtree(self.path / "releases" / release, ignore_errors=True)
 
-    def sweep(self) -> None:
-        """Remove what publications left that were killed: releases that no index lists.
+    def has(self, release: str) -> bool:
+        """Tell whether the files of a release are there, listed or not."""
+        return (self.path / "releases" / release).is_dir()
 
-        What is younger than a day may be on its way in, and stays.
+    def sweep(self) -> None:
+        """Remove what publications left that were killed, and releases that no index lists.
+
+        What is whole and younger than a day may be listed yet, and stays.
 
         Raises:
             ReleaseError: an index cannot be read.
+            StorageError: the folder cannot be written.
         """
-        listed = {release for name in self.names() for release in self._listed(name)}
-        for folder in (self.path / "releases").glob("*"):
-            with suppress(FileNotFoundError):  # it came in, or somebody else sweeps
-                if folder.name not in listed and time.time() - folder.stat().st_mtime > _DAY:
-                    shutil.rmtree(folder, ignore_errors=True)
+        for name in self.names():
+            with _alone(self._index(name)):
+                pass
+        with _alone(self.path / "releases"):
+            listed = {release for name in self.names() for release in self._listed(name)}
+            for folder in (self.path / "releases").glob("[!.]*"):
+                with suppress(FileNotFoundError):  # it was collected
+                    if folder.name not in listed and time.time() - folder.stat().st_mtime > _DAY:
+                        shutil.rmtree(folder, ignore_errors=True)
+
+    def _publish(
+        self, folder: Path, envelope: bytes, *, bring: Callable[[Path, Path], None]
+    ) -> None:
+        """Verify a release, bring its folder in unless it is there, and commit its index."""
+        release = verify(folder, key=self.key)
+        index = self._next(envelope)
+        if not index.is_usable(release.id) or index.name != release.manifest.name:
+            raise ReleaseError(f"{folder}: the index does not list this release.")
+        place = self.path / "releases" / release.id
+        with _alone(place.parent), atomic.storage_errors(place):
+            if place.is_dir():
+                os.utime(place)  # it is not left over
+            else:
+                bring(folder, place)
+        self._commit(index, envelope)
+
+    def _copy(self, folder: Path, place: Path) -> None:
+        """Copy a release, which is verified again: its folder may have changed meanwhile."""
+        with atomic.new_folder(place) as copy:
+            for path in folder.iterdir():
+                shutil.copyfile(path, copy / path.name, follow_symlinks=False)
+            verify(copy, key=self.key)
 
     def _next(self, envelope: bytes) -> Index:
         """Return a sealed index that follows the newest.
@@ -164,26 +195,16 @@ class Store:
 
     def _commit(self, index: Index, envelope: bytes) -> None:
         path = self._version(index.name, index.version)
-        if not atomic.create_file(path, envelope):
+        with _alone(path.parent):
+            written = atomic.create_file(path, envelope)
+        if not written:
             raise ReleaseError(
                 f"{index.name}: somebody else was quicker with version {index.version}. Try again."
             )
 
-    def _take(self, release: Release) -> None:
-        """Copy a release in, unless it is there; it is checked again once it is."""
-        place = self.path / "releases" / release.id
-        if place.is_dir():
-            with atomic.storage_errors(place):
-                os.utime(place)  # it is not left over
-            return
-        with atomic.new_folder(place) as folder:
-            for path in release.folder.iterdir():
-                shutil.copyfile(path, folder / path.name, follow_symlinks=False)
-            verify(folder, key=self.key)
-
     def _release(self, release: str) -> Path:
         folder = self.path / "releases" / release
-        if not is_release(release) or not folder.is_dir():
+        if not is_release(release) or not self.has(release):
             raise ReleaseError(f"{self.path}: there is no release {release[:64]!r}.")
         return folder
 
@@ -216,3 +237,15 @@ def new_store(path: Path, *, key: Path) -> PublicKey:
     public = new_key(key)
     RegistryFile(publisher=public.text).write(path / FILE)
     return public
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let nobody else add to a folder during the block, and remove what who was killed left."""
+    with atomic.alone(folder / ".lock"):
+        for left in folder.glob(".?*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.name != ".lock":
+                left.unlink(missing_ok=True)
+        yield

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,6 +94,31 @@ def test_a_secret_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, s
     with pytest.raises(StorageError, match=r"key: cannot be written \(No space left.*Make room"):
         atomic.write_secret(tmp_path / "key", b"key")
     assert names(tmp_path) == []
+
+
+def test_a_secret_that_is_replaced_is_its_owners_alone(tmp_path):
+    """Also where everyone could read what was there."""
+    path = tmp_path / "file"
+    atomic.write_file(path, "old")
+    atomic.replace_secret(path, "new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o600)
+    assert names(tmp_path) == ["file"]
+
+
+def test_one_at_a_time_holds_a_lock(tmp_path):
+    """Nobody else is in the block, threads of one process neither."""
+    inside, most = [], []
+
+    def hold(number: int) -> None:
+        with atomic.alone(tmp_path / "new" / ".lock"):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.005)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, range(8)))
+    assert most == [1] * 8
 
 
 def test_a_disk_that_takes_no_more_leaves_the_old_file(tmp_path, small_disk):

@@ -1,9 +1,11 @@
 """How much a caller may ask."""
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from grpc import StatusCode
 
@@ -12,6 +14,21 @@ from fedlora.release.registry.refused import Refused
 
 _MOST_KNOWN = 10_000
 """Callers whose rate is remembered; whoever came longest ago is forgotten first."""
+_SILENCE_S = 60
+"""Between two of the log's lines about a caller who asks too often."""
+
+
+@dataclass
+class _Bucket:
+    """What a caller has left."""
+
+    level: float
+    since: float
+    """When it had that."""
+    refused: int = 0
+    """Calls, since the log was told of them."""
+    told: float = -math.inf
+    """When that was."""
 
 
 class Allowance:
@@ -24,7 +41,7 @@ class Allowance:
 
     def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._under_way: dict[str, int] = {}
 
     def take(self, caller: str) -> None:
@@ -34,13 +51,20 @@ class Allowance:
             Refused: it is empty.
         """
         now = self._clock()
-        level, since = self._buckets.pop(caller, (float(self._limits.burst), now))
-        level = min(level + (now - since) * self._limits.rate, self._limits.burst)
-        self._buckets[caller] = (level - 1 if level >= 1 else level, now)
+        bucket = self._buckets.pop(caller, _Bucket(self._limits.burst, now))
+        earned = (now - bucket.since) * self._limits.rate
+        bucket.level, bucket.since = min(bucket.level + earned, self._limits.burst), now
+        self._buckets[caller] = bucket
         if len(self._buckets) > _MOST_KNOWN:
             self._buckets.popitem(last=False)
-        if level < 1:
-            raise _too_much(f"{self._limits.rate:g} calls a second")
+        if bucket.level >= 1:
+            bucket.level -= 1
+            return
+        bucket.refused += 1
+        times = 0
+        if now - bucket.told >= _SILENCE_S:
+            times, bucket.refused, bucket.told = bucket.refused, 0, now
+        raise _too_much(f"{self._limits.rate:g} calls a second", times=times)
 
     @contextmanager
     def place(self, caller: str) -> Iterator[None]:
@@ -61,5 +85,6 @@ class Allowance:
                 del self._under_way[caller]
 
 
-def _too_much(what: str) -> Refused:
-    return Refused(StatusCode.RESOURCE_EXHAUSTED, f"More than {what}. Wait a little.")
+def _too_much(what: str, *, times: int = 1) -> Refused:
+    message = f"More than {what}. Wait a little."
+    return Refused(StatusCode.RESOURCE_EXHAUSTED, message, times=times)

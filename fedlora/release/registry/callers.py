@@ -17,7 +17,7 @@ A token has 256 random bits, so that its plain SHA-256 gives nothing away.
 import hashlib
 import hmac
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -79,6 +79,17 @@ class Callers(Section):
             StorageError: it cannot be written.
         """
         atomic.write_file(path, write_yaml(self.model_dump(mode="json", exclude_none=True)))
+
+    @classmethod
+    def change(cls, path: Path, how: Callable[[Self], Self]) -> None:
+        """Read the file, if there is one, and write what becomes of it; one at a time does so.
+
+        Raises:
+            ReleaseError: it says something else, or the change cannot be made.
+            StorageError: it cannot be written.
+        """
+        with atomic.alone(path.with_name(f".{path.name}.lock")):
+            how(cls.read(path) if path.exists() else cls(callers=())).write(path)
 
     def adding(self, name: str, *, scope: Scope, token: str | None) -> Self:
         """Return the list with one more caller.

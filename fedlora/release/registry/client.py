@@ -19,6 +19,7 @@ from grpc import StatusCode
 from fedlora.errors import ReleaseError
 from fedlora.registry.v1 import registry_pb2 as v1
 from fedlora.registry.v1.registry_pb2_grpc import RegistryStub
+from fedlora.release.credentials import as_certificates, as_pair, as_token
 from fedlora.release.folder import SIGNATURE
 from fedlora.release.index import Index
 from fedlora.release.manifest import MANIFEST
@@ -30,6 +31,9 @@ _WAITS = 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4
 """Seconds before asking again, without any progress between them."""
 _PASSING = StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED
 """Nobody is there, or this was too much at once."""
+_BAD_TLS, _TOO_LARGE = "SSL_ERROR_SSL", "larger than max"
+"""What gRPC says when that does not pass: somebody is there, and a certificate not good; or a
+message is larger than any of a registry."""
 _BETWEEN_WATCHES_S = 1.0
 _LONGEST_DETAIL = 500
 _ADVICE = {
@@ -40,6 +44,7 @@ _ADVICE = {
     StatusCode.RESOURCE_EXHAUSTED: "Try again later.",
     StatusCode.UNIMPLEMENTED: "Is this a registry of fedlora, and as new as this client?",
 }
+_ADVICE_TOO_LARGE = "No message of a registry is: is this one of fedlora?"
 _T = TypeVar("_T")
 
 
@@ -64,7 +69,7 @@ class RegistryClient:
         limits: for how long it waits.
 
     Raises:
-        ReleaseError: the address is none.
+        ReleaseError: the address is none, or something else is not what it is to be.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class RegistryClient:
         self.address = Address.of(address)
         self.key = key
         self._limits = limits or Limits()
+        _require_good(ca=ca, token=token, identity=identity)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = _channel(self.address, ca=ca, identity=identity)
         self._stub = RegistryStub(self._channel)
@@ -113,7 +119,7 @@ class RegistryClient:
             request = v1.DownloadArtifactRequest(release=release, file=file, offset=offset)
             try:
                 for answer in self._stream(self._stub.DownloadArtifact, request):
-                    patience = _Patience(self._explained)
+                    patience.renew()
                     offset += len(answer.data)
                     yield answer.data
             except grpc.RpcError as error:
@@ -122,26 +128,35 @@ class RegistryClient:
                 return
 
     def watch(self, name: str, *, after: int) -> Iterator[bytes | None]:
-        patience = _Patience(self._explained)
+        patience, last = _Patience(self._explained), b""
         while True:
             request = v1.WatchReleasesRequest(name=name, after_version=after)
             try:
                 for answer in self._stream(self._stub.WatchReleases, request):
-                    patience = _Patience(self._explained)
+                    patience.renew()
                     after = answer.version
-                    yield answer.sealed_index
+                    if answer.sealed_index != last:
+                        last = answer.sealed_index
+                        yield last
+                    else:  # no registry says the same again and again, but one that means ill
+                        yield None
+                        time.sleep(_BETWEEN_WATCHES_S)
             except grpc.RpcError as error:
                 patience.wait(error)
             else:
-                patience = _Patience(self._explained)
+                patience.renew()
                 yield None
                 time.sleep(_BETWEEN_WATCHES_S)
 
     def publish(self, folder: Path, envelope: bytes) -> None:
-        timeout = self._limits.upload_s
+        files = json.loads((folder / MANIFEST).read_bytes())["files"].values()
+        time_for_it = self._limits.upload_of(sum(file["size"] for file in files))
+        until = time.monotonic() + time_for_it  # for all tries together
         self._persist(
             lambda: self._stub.PublishRelease(
-                _parts(folder, envelope), timeout=timeout, metadata=self._metadata
+                _parts(folder, envelope),
+                timeout=max(until - time.monotonic(), 0),
+                metadata=self._metadata,
             )
         )
 
@@ -176,7 +191,7 @@ class RegistryClient:
 
     def _explained(self, error: grpc.RpcError) -> ReleaseError:
         code, detail = error.code(), _plain(error.details() or "no reason was given")
-        advice = _ADVICE.get(code, "")
+        advice = _ADVICE_TOO_LARGE if _TOO_LARGE in detail else _ADVICE.get(code, "")
         return ReleaseError(f"{self.address}: {detail} ({code.name}). {advice}".strip())
 
 
@@ -190,6 +205,11 @@ class _Patience:
     def __init__(self, explain: Callable[[grpc.RpcError], ReleaseError]) -> None:
         self._explain = explain
         self._waits = iter(_WAITS)
+        self._moved = False
+
+    def renew(self) -> None:
+        """Begin anew: something has come."""
+        self._waits, self._moved = iter(_WAITS), True
 
     def wait(self, error: grpc.RpcError) -> None:
         """Wait if the error may pass.
@@ -198,9 +218,17 @@ class _Patience:
             ReleaseError: it does not pass.
         """
         seconds = next(self._waits, None)
-        if seconds is None or error.code() not in _PASSING or _is_tls(error):
+        if seconds is None or not self._passes(error):
             raise self._explain(error) from None
+        self._moved = False
         time.sleep(seconds)
+
+    def _passes(self, error: grpc.RpcError) -> bool:
+        """Tell whether to ask again: also when a stream had its time, and something came of it."""
+        if any(words in (error.details() or "") for words in (_BAD_TLS, _TOO_LARGE)):
+            return False
+        ended = self._moved and error.code() is StatusCode.DEADLINE_EXCEEDED
+        return ended or error.code() in _PASSING
 
 
 def _channel(address: Address, *, ca: bytes | None, identity: Identity | None) -> grpc.Channel:
@@ -231,9 +259,20 @@ def _parts(folder: Path, envelope: bytes) -> Iterator[v1.PublishReleaseRequest]:
     yield v1.PublishReleaseRequest(sealed_index=envelope)
 
 
-def _is_tls(error: grpc.RpcError) -> bool:
-    """Whether the other side was there, and a certificate not good: that does not pass."""
-    return "SSL_ERROR_SSL" in (error.details() or "")
+def _require_good(*, ca: bytes | None, token: str | None, identity: Identity | None) -> None:
+    """Do nothing if all that is shown or believed is of its form; errors as of the client."""
+    what = "token"
+    try:
+        if token is not None:
+            as_token(token)
+        what = "ca"
+        if ca is not None:
+            as_certificates(ca)
+        what = "identity"
+        if identity is not None:
+            as_pair(identity.certificate, identity.key)
+    except ValueError as error:
+        raise ReleaseError(f"{what}: {error}.") from None
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,10 @@
 
 It knows eight calls; whatever else is asked for is unimplemented. A caller gets a status and a
 sentence, never a traceback or a path; the log gets a line for each call.
+
+For gRPC all calls are streams both ways, which nobody sees from outside: so it hands each over as
+soon as its headers are there, and this door reads no message before it knows who calls, and waits
+for none, nor for a reader, longer than its limits.
 """
 
 import asyncio
@@ -9,15 +13,16 @@ import re
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, ReleaseError, StorageError
 from fedlora.release.registry.allowance import Allowance
 from fedlora.release.registry.callers import Caller, Callers, CallersFile, Scope
 from fedlora.release.registry.limits import Limits
@@ -93,70 +98,107 @@ class Door(grpc.aio.ServerInterceptor):
         if method not in CALLS:
             return None
         handler = await continuation(handler_call_details)
-        behaviour = handler.stream_unary or handler.unary_stream or handler.unary_unary
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._streaming(method, behaviour),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
-        make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-        return make(
-            self._answering(method, behaviour),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+        return grpc.stream_stream_rpc_method_handler(
+            self._answering(method, handler), response_serializer=handler.response_serializer
         )
 
-    def _answering(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401 - as above
-        async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401
+    def _answering(self, method: str, handler: Any) -> Any:  # noqa: ANN401 - as above
+        behaviour = handler.stream_unary or handler.unary_stream or handler.unary_unary
+
+        async def answer(_: object, context: Context) -> None:
             async with self._visit(method, context):
-                return await behaviour(request, context)
+                messages = self._messages(context, handler.request_deserializer)
+                request = messages if handler.request_streaming else await anext(messages, None)
+                if request is None:
+                    raise Refused(StatusCode.INVALID_ARGUMENT, "A message was expected.")
+                if not handler.response_streaming:
+                    await context.write(await behaviour(request, context))
+                    return
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
 
         return answer
 
-    def _streaming(self, method: str, behaviour: Any) -> Any:  # noqa: ANN401
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
-            async with self._visit(method, context):
-                async for response in behaviour(request, context):
-                    yield response
+    async def _messages(
+        self, context: Context, parse: Callable[[bytes], Any]
+    ) -> AsyncIterator[Any]:
+        """Yield what a caller sends.
 
-        return stream
+        Raises:
+            Refused: it is something else.
+            TimeoutError: it does not come.
+        """
+        while True:
+            async with asyncio.timeout(self._limits.idle_s):
+                message = await context.read()
+            if message is grpc.aio.EOF:
+                return
+            try:
+                parsed = parse(message)
+            except DecodeError:
+                raise Refused(
+                    StatusCode.INVALID_ARGUMENT, "This is no message of the protocol."
+                ) from None
+            yield parsed
 
     @asynccontextmanager
     async def _visit(self, method: str, context: Context) -> AsyncIterator[None]:
         """Let a caller in for one call, and turn what goes wrong into a status."""
         call, began = CALLS[method], time.monotonic()
         facts = {"method": method.rpartition("/")[2], "host": _host(context)}
-        try:
-            facts["caller"] = caller = self._admit(call, context)
-            with self._allowance.place(caller):
+
+        def tell(event: str) -> None:
+            if call.scope is not None:
+                self._tell(event, **facts, seconds=round(time.monotonic() - began, 3))
+
+        with ExitStack() as place:
+            try:
+                facts["caller"] = caller = self._admit(call, context)
+                place.enter_context(self._allowance.place(caller))
                 async with asyncio.timeout(call.longest(self._limits)):
                     yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets no traceback
-            refused = _refusal(error)
-            if refused.code is StatusCode.INTERNAL:
-                facts["traceback"] = traceback.format_exc()
-            message = str(refused).replace(self._store, "the registry")[:_LONGEST_MESSAGE]
-            self._tell("call refused", **facts, code=refused.code.name, reason=message)
-            await context.abort(refused.code, message)
-        if call.scope is not None:
-            self._tell("call", **facts, seconds=round(time.monotonic() - began, 3))
+            except asyncio.CancelledError:  # the caller has gone
+                tell("call broken off")
+                raise
+            except grpc.aio.AbortError:  # health has said no by itself
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets no traceback
+                refused = self._refusal(error, facts)
+                await context.abort(
+                    refused.code, str(refused)
+                )  # until it is told, it has its place
+        tell("call")
+
+    def _refusal(self, error: Exception, facts: Mapping[str, str]) -> Refused:
+        """Return what the caller is told; the log is told more."""
+        refused = _refused(error)
+        told: dict[str, object] = {**facts, "code": refused.code.name, "reason": str(error)}
+        if refused.times > 1:
+            told["times"] = refused.times
+        if refused.code is StatusCode.INTERNAL:
+            told["traceback"] = "".join(traceback.format_exception(error))
+        if refused.times:
+            self._tell("call refused", **told)
+        message = str(refused).replace(self._store, "the registry")[:_LONGEST_MESSAGE]
+        return Refused(refused.code, message)
 
     def _admit(self, call: _Call, context: Context) -> str:
         """Return who calls, if they may.
 
         Raises:
             Refused: nobody known, without the scope, or too often.
+            ReleaseError: nobody can be known.
         """
         stranger = f"host {_host(context)}"
         if call.scope is None or self._callers is None:
             self._allowance.take(stranger)
             return stranger
-        caller = _known(self._callers.callers(), context)
+        try:
+            caller = _known(self._callers.callers(), context)
+        except ReleaseError:
+            self._allowance.take(stranger)
+            raise
         self._allowance.take(caller.name if caller else stranger)
         if caller is None:
             raise Refused(
@@ -171,14 +213,24 @@ class Door(grpc.aio.ServerInterceptor):
         return caller.name
 
 
-def _refusal(error: Exception) -> Refused:
+def _refused(error: Exception) -> Refused:
+    """Return what a caller is told of an error: nothing that is in the registry's files."""
     match error:
         case Refused():
             return error
         case TimeoutError():
             return Refused(StatusCode.DEADLINE_EXCEEDED, "This took too long. Ask again.")
+        case StorageError():
+            return Refused(
+                StatusCode.FAILED_PRECONDITION,
+                "The registry cannot write or read its disk, which may be full; its operator finds "
+                "more in its log.",
+            )
         case FedloraError():
-            return Refused(StatusCode.FAILED_PRECONDITION, str(error))
+            return Refused(
+                StatusCode.FAILED_PRECONDITION,
+                "The registry's own files are not good; its operator finds which in its log.",
+            )
     return Refused(StatusCode.INTERNAL, "The registry failed; its operator finds why in its log.")
 
 

@@ -14,11 +14,12 @@ class Refused(Exception):  # noqa: N818 - an answer, not a failure
     Args:
         code: gRPC's.
         message: what the caller is told.
+        times: that it was, since the log had it; with 0 it is not to have it yet.
     """
 
-    def __init__(self, code: StatusCode, message: str) -> None:
+    def __init__(self, code: StatusCode, message: str, *, times: int = 1) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.times = code, times
 
 
 @contextmanager

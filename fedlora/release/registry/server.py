@@ -5,6 +5,8 @@ There is no reflection: who calls has the protocol's file (``proto/fedlora/regis
 
 import asyncio
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,6 +19,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from fedlora.errors import ReleaseError
 from fedlora.registry.v1.registry_pb2 import DESCRIPTOR
 from fedlora.registry.v1.registry_pb2_grpc import add_RegistryServicer_to_server
+from fedlora.release.credentials import as_certificates, as_pair
 from fedlora.release.registry.address import Address
 from fedlora.release.registry.callers import CallersFile
 from fedlora.release.registry.door import Door, Tell
@@ -44,11 +47,16 @@ class Tls:
         """Return what gRPC takes.
 
         Raises:
-            ReleaseError: a file cannot be read.
+            ReleaseError: a file cannot be read, or is something else.
         """
-        ca = None if self.client_ca is None else _read(self.client_ca)
+        with _of(f"{self.certificate}, {self.key}"):
+            certificate, key = as_pair(_read(self.certificate), _read(self.key))
+        ca = None
+        if self.client_ca is not None:
+            with _of(str(self.client_ca)):
+                ca = as_certificates(_read(self.client_ca))
         return grpc.ssl_server_credentials(
-            [(_read(self.key), _read(self.certificate))],
+            [(key, certificate)],
             root_certificates=ca,
             require_client_auth=ca is not None,
         )
@@ -91,7 +99,7 @@ class Server:
         self._health = health.HealthServicer()
 
     async def __aenter__(self) -> Self:
-        self._incoming = Incoming(self._store.path)
+        self._incoming = Incoming(self._store.path, most=self._limits.uploads)
         try:
             self._store.sweep()
         except ReleaseError as error:
@@ -130,8 +138,7 @@ class Server:
             return self._server.add_secure_port(str(self.address), self._tls.credentials())
         except RuntimeError:
             raise ReleaseError(
-                f"{self.address}: nothing can listen there. Is another process doing so, and are "
-                "certificate and key good?"
+                f"{self.address}: nothing can listen there. Is another process doing so?"
             ) from None
 
 
@@ -146,6 +153,14 @@ async def serve(server: Server) -> None:
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     async with server:
         await asked.wait()
+
+
+@contextmanager
+def _of(files: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ReleaseError(f"{files}: {error}.") from None
 
 
 def _read(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
 from grpc import StatusCode
@@ -91,12 +91,13 @@ class Service(RegistryServicer):
                 await asyncio.wait_for(self._stopping.wait(), _LOOK)
 
     async def PublishRelease(self, requests: _Parts, _: Context) -> v1.PublishReleaseResponse:
-        header = await self._part(requests)
-        manifest = self._signed(header.header)
-        with self._incoming.upload(manifest, header.header.signature) as upload:
-            while (part := await self._part(requests)).WhichOneof("part") == "chunk":
-                await _settled(upload.write, part.chunk.file, part.chunk.data)
-            await _settled(self._publish, upload, part.sealed_index)
+        header = (await _part(requests)).header
+        manifest = self._signed(header)
+        async with asyncio.timeout(self._limits.upload_of(manifest.size)):
+            with self._upload(manifest, header.signature) as upload:
+                while (part := await _part(requests)).WhichOneof("part") == "chunk":
+                    await _settled(upload.write, part.chunk.file, part.chunk.data)
+                await _settled(self._publish, upload, part.sealed_index)
         return v1.PublishReleaseResponse()
 
     async def SetAlias(self, request: v1.SetAliasRequest, _: Context) -> v1.SetAliasResponse:
@@ -109,21 +110,6 @@ class Service(RegistryServicer):
         await _settled(self._commit, request.sealed_index, _only_revocations)
         return v1.RevokeReleaseResponse()
 
-    async def _part(self, requests: _Parts) -> v1.PublishReleaseRequest:
-        """Return the next part of an upload.
-
-        Raises:
-            Refused: it has ended before its time.
-            TimeoutError: it does not come.
-        """
-        async with asyncio.timeout(self._limits.idle_s):
-            async for part in requests:
-                return part
-        raise Refused(
-            StatusCode.INVALID_ARGUMENT,
-            "A release comes as its header, its files and, last, the index that lists it.",
-        )
-
     def _signed(self, header: v1.ReleaseHeader) -> Manifest:
         """Return the manifest of what is about to come; without a good one nothing is taken.
 
@@ -134,26 +120,35 @@ class Service(RegistryServicer):
             manifest = signed_manifest(
                 header.manifest, header.signature, key=self._store.key, source="the manifest"
             )
-        size = sum(file.size for file in manifest.files.values())
-        if size > self._limits.release:
+        if manifest.size > self._limits.release:
             raise Refused(
                 StatusCode.INVALID_ARGUMENT,
-                f"The release has {size:,} bytes; this registry takes {self._limits.release:,}.",
+                f"The release has {manifest.size:,} bytes; this registry takes "
+                f"{self._limits.release:,}.",
             )
         return manifest
 
+    def _upload(self, manifest: Manifest, signature: bytes) -> AbstractContextManager[Upload]:
+        """Return where a release goes; nothing is written of one that is there.
+
+        Its header is no secret, and good for as long as the publisher's key is.
+        """
+        if self._store.has(manifest.release):
+            return Upload.again(self._store.path / "releases" / manifest.release, manifest)
+        return self._incoming.upload(manifest, signature)
+
     def _publish(self, upload: Upload, envelope: bytes) -> None:
-        if self._is_newest(self._unsealed(envelope), envelope):
+        if self._is_sent_again(self._unsealed(envelope), envelope):
             return
         upload.finish()
         with refusing(StatusCode.ABORTED):
-            self._store.publish(upload.folder, envelope)
+            self._store.adopt(upload.folder, envelope)
 
     def _commit(self, envelope: bytes, is_fit: Callable[[Index, Index], bool]) -> None:
         index = self._unsealed(envelope)
+        if self._is_sent_again(index, envelope):
+            return
         newest = self._newest(index.name)
-        if newest == envelope:
-            return  # it was sent again
         before = Index.unseal(newest, key=self._store.key, source="the newest index")
         with refusing(StatusCode.ABORTED):
             index.require_follows(before)
@@ -176,8 +171,24 @@ class Service(RegistryServicer):
         with refusing(StatusCode.NOT_FOUND):
             return self._store.index(name)
 
-    def _is_newest(self, index: Index, envelope: bytes) -> bool:
-        return index.name in self._store.names() and self._store.index(index.name) == envelope
+    def _is_sent_again(self, index: Index, envelope: bytes) -> bool:
+        """Tell whether an index was taken, whatever has come after it."""
+        return next(self._store.since(index.name, after=index.version - 1), None) == envelope
+
+
+async def _part(requests: _Parts) -> v1.PublishReleaseRequest:
+    """Return the next part of an upload.
+
+    Raises:
+        Refused: it has ended before its time.
+    """
+    part = await anext(requests, None)
+    if part is None:
+        raise Refused(
+            StatusCode.INVALID_ARGUMENT,
+            "A release comes as its header, its files and, last, the index that lists it.",
+        )
+    return part
 
 
 def _only_aliases(before: Index, after: Index) -> bool:

@@ -1,10 +1,13 @@
 """A store takes what its publisher signed, shows it whole, and rewrites nothing."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 import pytest
 
+from fedlora import atomic
 from fedlora.errors import ReleaseError
 from fedlora.release.folder import sign_folder, verify
 from fedlora.release.publisher import Publisher
@@ -116,3 +119,66 @@ def test_a_kill_before_the_first_index_leaves_no_name(scene: Scene) -> None:
     assert list(scene.store.names()) == []
     scene.publish()
     assert list(scene.store.names()) == ["demo"]
+
+
+def leave(store: Path) -> list[Path]:
+    """Leave what publications leave that are killed: a copy, and the next version of an index."""
+    copy, version = store / "releases" / ".ab.x", store / "index" / "demo" / ".00000002.json.x"
+    copy.mkdir()
+    for path in (copy / "README.md", version):
+        path.write_text("half")
+    return [copy, version]
+
+
+def test_what_killed_publications_left_is_removed_by_the_next(scene: Scene) -> None:
+    """At once, whether it is a publication, a commit, or the collector that comes next."""
+    release = scene.publish(seed=1)
+    left = leave(scene.store.path)
+    scene.publish(seed=2)
+    assert not any(path.exists() for path in left)
+    left = leave(scene.store.path)
+    scene.store.sweep()
+    assert not any(path.exists() for path in left)
+    _, version = leave(scene.store.path)
+    scene.publisher.move("demo", "a", release.id, expected=None, reason="x")
+    assert not version.exists()
+
+
+def test_whoever_brings_a_release_in_is_waited_for(scene: Scene) -> None:
+    """What it has copied so far stays; and its release is not replaced by the same once more."""
+    scene.publish(seed=1)
+    folder = scene.draft(seed=2)
+    manifest = manifest_of(folder)
+    sign_folder(folder, manifest, signer=scene.signer)
+    index = scene.publisher.index("demo").published(manifest.release, now=scene.now)
+    releases = scene.store.path / "releases"
+    place, partial = releases / manifest.release, releases / f".{manifest.release}.x"
+    with ThreadPoolExecutor(1) as pool:
+        with atomic.alone(releases / ".lock"):
+            shutil.copytree(folder, partial)
+            publication = pool.submit(scene.store.publish, folder, index.seal(scene.signer))
+            assert not wait_for([publication], timeout=0.5).done
+            partial.rename(place)
+            before = place.stat().st_ino
+        publication.result()
+    assert place.stat().st_ino == before
+    assert scene.publisher.index("demo").target("latest") == manifest.release
+
+
+def test_a_folder_that_is_adopted_is_moved(scene: Scene) -> None:
+    """After the same checks, none of its bytes is written again."""
+    folder = scene.draft()
+    manifest = manifest_of(folder)
+    sign_folder(folder, manifest, signer=scene.signer)
+    index = scene.publisher.index("demo").published(manifest.release, now=scene.now)
+    inodes = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    other = scene.publisher.index("other").published(manifest.release, now=scene.now)
+    with pytest.raises(ReleaseError, match="does not list"):
+        scene.store.adopt(folder, other.seal(scene.signer))
+
+    scene.store.adopt(folder, index.seal(scene.signer))
+
+    place = scene.store.path / "releases" / manifest.release
+    assert {path.name: path.stat().st_ino for path in place.iterdir()} == inodes
+    assert not folder.exists()
+    verify(place, key=scene.signer.public)

@@ -48,6 +48,25 @@ def test_one_caller_takes_nothing_from_another() -> None:
         pass
 
 
+def test_the_log_has_once_a_minute_who_asks_too_often() -> None:
+    """With how often that was, so that nobody fills the log; each caller for itself."""
+    now = [0.0]
+    allowance = Allowance(Limits(rate=1e-9, burst=1), clock=lambda: now[0])
+
+    def refused(caller: str) -> int:
+        with pytest.raises(Refused) as caught:
+            allowance.take(caller)
+        return caught.value.times
+
+    allowance.take("a")
+    allowance.take("b")
+    assert [refused("a") for _ in range(3)] == [1, 0, 0]
+    now[0] = 59.0
+    assert [refused("a"), refused("b")] == [0, 1]
+    now[0] = 60.0
+    assert [refused("a") for _ in range(2)] == [4, 0]
+
+
 def test_what_is_remembered_of_callers_is_bounded() -> None:
     """Strangers with many addresses do not fill the memory."""
     allowance = Allowance(Limits(), clock=lambda: 0.0)

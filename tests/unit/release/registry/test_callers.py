@@ -1,6 +1,8 @@
 """The list of callers: names, scopes, and nothing that a thief could use."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,24 @@ def test_a_file_that_breaks_lets_nobody_in(tmp_path: Path) -> None:
     path.write_text(text)
     os.utime(path)
     assert file.callers().with_token("x") is not None
+
+
+def test_of_many_that_are_added_at_once_none_is_lost(tmp_path: Path) -> None:
+    """Whoever changes the file waits for who does so already."""
+    path = tmp_path / "callers.yaml"
+
+    def add(name: str) -> None:
+        def adding(callers: Callers) -> Callers:
+            time.sleep(0.01)
+            return callers.adding(name, scope="read", token=name)
+
+        Callers.change(path, adding)
+
+    names = [f"caller-{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, names))
+
+    assert {caller.name for caller in Callers.read(path).callers} == set(names)
 
 
 def test_names_are_names_and_come_once() -> None:

@@ -2,14 +2,23 @@
 
 import socket
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
+import grpc
 import pytest
+from google.protobuf.message import Message
 
 from fedlora.errors import ReleaseError
+from fedlora.registry.v1 import registry_pb2 as v1
+from fedlora.registry.v1.registry_pb2 import DESCRIPTOR
+from fedlora.release.folder import sign_folder
 from fedlora.release.pull import Puller
 from fedlora.release.registry import client as module
-from fedlora.release.registry.client import RegistryClient
+from fedlora.release.registry.client import Identity, RegistryClient
 from fedlora.release.registry.limits import Limits
 from simulations.published import Scene, manifest_of
 from tests.registry import Authority, Line, served
@@ -54,7 +63,170 @@ def test_a_download_goes_on_where_its_line_broke(scene: Scene, tmp_path: Path) -
         pulled = puller.pull("demo", into=tmp_path / "here")
     assert pulled.id == release
     assert line.connections == 4
-    assert line.bytes < 20 * 2**20  # from the beginning each time, it would be 26
+    assert line.bytes < 24 * 2**20  # from the beginning each time, it would be 26
+
+
+def test_a_slow_reader_outlasts_streams_and_connections(scene: Scene, tmp_path: Path) -> None:
+    """The registry ends each after a while; all bytes come, and each version of an index once."""
+    release = publish_large(scene)
+    limits = Limits(stream_s=0.5, upload_s=0.2)  # a connection has 1.7 seconds
+    content = (scene.store.path / "releases" / release / "README.md").read_bytes()
+    with (
+        served(scene.store, limits=limits) as running,
+        Line(running.address, cuts=[]) as line,
+        RegistryClient(line.address, key=scene.signer.public) as client,
+    ):
+        watched = filter(None, client.watch("demo", after=0))
+        versions, read = [next(watched)], []
+        for chunk in client.read(release, "README.md"):
+            read.append(chunk)
+            time.sleep(0.4)
+            if len(read) % 4 == 0:
+                scene.publisher.renew("demo")
+                versions.append(next(watched))
+        lines = [line.get("code") for line in running.lines]
+    assert b"".join(read) == content
+    assert versions == list(scene.store.since("demo", after=0))
+    assert line.connections >= 3
+    assert "DEADLINE_EXCEEDED" in lines
+
+
+class Liar:
+    """A registry that does something else.
+
+    Args:
+        answers: what it does for a call of each name.
+    """
+
+    def __init__(
+        self, **answers: Callable[[Iterator[bytes], grpc.ServicerContext], object]
+    ) -> None:
+        self._answers = answers
+        self.asked: list[str] = []
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        """Yield its address."""
+        server = grpc.server(ThreadPoolExecutor(4))
+        handlers = {
+            name: grpc.stream_stream_rpc_method_handler(self._answering(name))
+            for name in self._answers
+        }
+        service = DESCRIPTOR.services_by_name["Registry"].full_name
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        try:
+            yield address
+        finally:
+            server.stop(None).wait()
+
+    def _answering(self, name: str) -> Callable[..., Iterator[bytes]]:
+        def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            self.asked.append(name)
+            for message in self._answers[name](requests, context):
+                yield message.SerializeToString()
+
+        return answer
+
+
+def test_an_upload_has_a_time_that_its_size_needs(scene: Scene) -> None:
+    """All tries together: a registry that hangs holds no run up for hours."""
+    assert Limits().upload_of(0) == 120
+    assert Limits().upload_of(84 * 2**20) == 204
+    assert Limits().upload_of(64 * 2**30) == 3600
+    left: list[float] = []
+
+    def hang(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
+        left.append(context.time_remaining())
+        list(requests)
+        if len(left) < 3:
+            time.sleep(0.2)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        while context.is_active():
+            time.sleep(0.05)
+        yield v1.PublishReleaseResponse()
+
+    folder = scene.draft()
+    sign_folder(folder, manifest_of(folder), signer=scene.signer)
+    with (
+        Liar(PublishRelease=hang).serving() as address,
+        RegistryClient(address, key=scene.signer.public) as client,
+    ):
+        usual = Limits().upload_of(manifest_of(folder).size)
+        limits = Limits(upload_s=1.5)
+        with RegistryClient(address, key=scene.signer.public, limits=limits) as hasty:
+            began = time.monotonic()
+            with pytest.raises(ReleaseError, match="DEADLINE_EXCEEDED"):
+                hasty.publish(folder, b"")
+            assert time.monotonic() - began < 10
+        first, second, third = left
+        assert (second < first - 0.2, third < second - 0.2) == (True, True)
+        left.clear()
+        publication = Thread(target=lambda: suppressed(lambda: client.publish(folder, b"")))
+        publication.start()
+        while not left:
+            time.sleep(0.01)
+        assert abs(left[0] - usual) < 10
+        client.close()
+        publication.join()
+
+
+def suppressed(call: Callable[[], object]) -> None:
+    """Call, whatever comes of it."""
+    with suppress(Exception):
+        call()
+
+
+def test_an_answer_that_is_too_large_is_said_to_be(scene: Scene) -> None:
+    """At once: it would be so again."""
+
+    def answer(*_: object) -> Iterator[Message]:
+        yield v1.ListReleasesResponse(names=["x" * 100] * 50_000)
+
+    liar = Liar(ListReleases=answer)
+    with (
+        liar.serving() as address,
+        RegistryClient(address, key=scene.signer.public) as client,
+        pytest.raises(ReleaseError, match=r"larger than max.*No message of a registry is"),
+    ):
+        client.names()
+    assert liar.asked == ["ListReleases"]
+
+
+def test_a_registry_that_repeats_itself_is_heard_once_a_second(scene: Scene) -> None:
+    """The same envelope over and over: the reader gets it once, and time to think."""
+    scene.publish()
+
+    def answer(_: object, context: grpc.ServicerContext) -> Iterator[Message]:
+        while context.is_active():
+            yield v1.WatchReleasesResponse(sealed_index=scene.store.index("demo"), version=1)
+
+    with (
+        Liar(WatchReleases=answer).serving() as address,
+        RegistryClient(address, key=scene.signer.public) as client,
+    ):
+        watched = client.watch("demo", after=0)
+        began = time.monotonic()
+        heard = [next(watched) for _ in range(4)]
+        took = time.monotonic() - began
+        watched.close()
+    assert heard == [scene.store.index("demo"), None, None, None]
+    assert took > 1.9
+
+
+def test_what_is_not_of_its_form_is_refused(scene: Scene) -> None:
+    """When the client is made, with what was expected; a token is not shown."""
+    for options, expected in (
+        ({"token": "fedlora_x\n"}, "token: letters, digits and signs"),
+        ({"token": ""}, "token: letters, digits and signs"),
+        ({"ca": b"garbage"}, "ca: certificates in PEM"),
+        ({"ca": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}, "ca: cert"),
+        ({"identity": Identity(certificate=b"", key=b"")}, "identity: certificates in PEM"),
+    ):
+        with pytest.raises(ReleaseError, match=f"^{expected}") as caught:
+            RegistryClient("127.0.0.1:1", key=scene.signer.public, **options)
+        assert "fedlora_x" not in str(caught.value)
 
 
 def test_an_upload_that_broke_is_sent_again(scene: Scene) -> None:
@@ -81,7 +253,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_stays(scene: Scene, small_disk)
         publisher = scene.publisher_at(client)
         with (
             small_disk(2**20),
-            pytest.raises(ReleaseError, match=r"cannot be written.*FAILED_PRECONDITION"),
+            pytest.raises(ReleaseError, match=r"disk, which may be full.*FAILED_PRECONDITION"),
         ):
             publisher.publish(folder, manifest)
         assert list((scene.store.path / "incoming").glob("[!.]*")) == []

@@ -1,8 +1,11 @@
 """Who may call a registry, how often and for how long; and what errors look like."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import grpc
 import pytest
@@ -14,11 +17,13 @@ from fedlora.errors import ReleaseError
 from fedlora.registry.v1 import registry_pb2 as v1
 from fedlora.registry.v1.registry_pb2 import DESCRIPTOR
 from fedlora.registry.v1.registry_pb2_grpc import RegistryStub
+from fedlora.release.home import target_of
 from fedlora.release.registry import client as client_module
 from fedlora.release.registry.callers import Callers, CallersFile
-from fedlora.release.registry.client import Identity, RegistryClient
+from fedlora.release.registry.client import RegistryClient
 from fedlora.release.registry.door import CALLS
 from fedlora.release.registry.limits import Limits
+from fedlora.release.registry_file import RegistryFile
 from simulations.published import Scene, manifest_of
 from tests.registry import Authority, served
 
@@ -141,10 +146,17 @@ def test_a_certificate_stands_for_its_name(
     tls = ours.pair("registry", client_ca=ours.certificate)
 
     def client(authority: Authority, name: str) -> RegistryClient:
-        pair = authority.pair(name)
-        identity = Identity(certificate=pair.certificate.read_bytes(), key=pair.key.read_bytes())
-        ca = ours.certificate.read_bytes()
-        return RegistryClient(running.address, key=scene.signer.public, ca=ca, identity=identity)
+        pair, path = authority.pair(name), tmp_path / f"{name}.yaml"
+        RegistryFile(
+            publisher=scene.signer.public.text,
+            address=running.address,
+            ca_certificate=ours.certificate.read_text(),
+            client_certificate=pair.certificate.read_text(),
+            client_key=pair.key.read_text(),
+        ).write(path)
+        found, _ = target_of(path)
+        assert isinstance(found, RegistryClient)
+        return found
 
     with served(scene.store, callers=callers, tls=tls) as running:
         with client(ours, "engine") as engine:
@@ -219,6 +231,87 @@ def test_a_caller_has_only_so_many_streams_and_none_is_endless(scene: Scene) -> 
         assert code_of(second.ListReleases) is StatusCode.OK
 
 
+def never(over: Event) -> Iterator[bytes]:
+    """Yield nothing, until it is over."""
+    over.wait(60)
+    yield from ()
+
+
+def test_who_sends_no_message_is_refused_as_anybody_is(scene: Scene, callers: CallersFile) -> None:
+    """A stranger at once; who may call has so long for it. Neither keeps others out."""
+    limits, over = Limits(calls=4, idle_s=1), Event()
+    with (
+        served(scene.store, callers=callers, limits=limits) as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        for path in CALLS:
+            silent = channel.stream_stream(path)
+            strangers = [silent(never(over)) for _ in range(6)]
+            codes = {call.code() for call in strangers}
+            health = "Health" in path
+            assert codes <= {
+                StatusCode.UNAUTHENTICATED,
+                *([StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED] if health else []),
+            }
+            metadata = [("authorization", f"Bearer {PUBLISHER}")]
+            assert silent(never(over), metadata=metadata).code() is StatusCode.DEADLINE_EXCEEDED
+        assert code_of(RegistryStub(channel).ListReleases, f"Bearer {READER}") is StatusCode.OK
+        over.set()
+
+
+def test_garbage_is_refused_and_told_like_all_else(scene: Scene) -> None:
+    """It is the caller's fault: neither a fault of the registry, nor a traceback in its log."""
+    with served(scene.store) as running, grpc.insecure_channel(running.address) as channel:
+        for path in CALLS:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(channel.stream_stream(path)(iter([b"\xff\xff"])))
+            assert caught.value.code() is StatusCode.INVALID_ARGUMENT
+            with pytest.raises(grpc.RpcError) as caught:
+                list(channel.stream_stream(path)(iter([])))
+            assert caught.value.code() is StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.RpcError) as caught:
+            HealthStub(channel).Check(HealthCheckRequest(service="other"))
+        assert caught.value.code() is StatusCode.NOT_FOUND
+    refused = [line for line in running.lines if line["event"] == "call refused"]
+    assert [line["method"] for line in refused] == [
+        path.rpartition("/")[2] for path in CALLS for _ in range(2)
+    ]
+    assert "traceback" not in str(running.lines)
+
+
+def test_a_reader_that_does_not_read_keeps_nobody_out(scene: Scene, callers: CallersFile) -> None:
+    """Its places are its own; they are free again when its connection is ended, at the latest."""
+    folder = scene.draft()
+    with (folder / "README.md").open("ab") as file:
+        file.truncate(24 * 2**20)
+    release = scene.publisher.publish(folder, manifest_of(folder)).id
+    limits = Limits(calls=4, calls_each=2, stream_s=1, upload_s=1)
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    request = v1.DownloadArtifactRequest(release=release, file="README.md")
+    metadata = [("authorization", f"Bearer {READER}")]
+    with (
+        served(scene.store, callers=callers, limits=limits) as running,
+        ExitStack() as stack,
+        connected(running.address) as stub,
+    ):
+        began, stalled = time.monotonic(), []
+        while time.monotonic() - began < 2:
+            channel = stack.enter_context(grpc.insecure_channel(running.address, options=own))
+            stub_of_reader = RegistryStub(channel)
+            for _ in range(2):
+                call = stub_of_reader.DownloadArtifact(request, metadata=metadata)
+                with suppress(grpc.RpcError):
+                    next(call)
+                    stalled.append(call)
+            assert code_of(stub.ListReleases, f"Bearer {PUBLISHER}") is StatusCode.OK
+            time.sleep(0.2)
+        assert len(stalled) == 2
+        until = time.monotonic() + 30
+        while code_of(stub.ListReleases, f"Bearer {READER}") is not StatusCode.OK:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
 def test_a_message_that_is_too_large_is_refused(scene: Scene) -> None:
     """Before it is read."""
     with served(scene.store) as running, connected(running.address) as stub:
@@ -231,19 +324,46 @@ def test_a_failure_shows_the_caller_nothing(scene: Scene) -> None:
     """No traceback and no path; the log has them."""
     release = scene.publish()
     file = scene.store.path / "releases" / release.id / "README.md"
-    file.unlink()
-    file.mkdir()
     request = v1.DownloadArtifactRequest(release=release.id, file="README.md")
+    codes, texts = [], []
+    with served(scene.store) as running, connected(running.address) as stub:
+        for make in (Path.mkdir, lambda path: path.symlink_to("/proc/self/mem")):
+            file.unlink()
+            make(file)
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.DownloadArtifact(request))
+            codes.append(caught.value.code())
+            texts.append(caught.value.details())
+            if file.is_dir():
+                file.rmdir()
+                file.touch()
+    assert codes == [StatusCode.INTERNAL] * 2
+    assert not [text for text in texts if "README" in text or release.id in text]
+    first, second = [line for line in running.lines if line["event"] == "call refused"]
+    assert "IsADirectoryError" in first["traceback"]
+    assert "Input/output error" in second["traceback"]
+
+
+def test_a_list_of_callers_that_breaks_is_read_to_nobody(
+    scene: Scene, callers: CallersFile
+) -> None:
+    """Whoever calls is counted first and told one sentence; only the log says what is wrong."""
+    limits = Limits(rate=0.001, burst=2)
+    secret = "fedlora_pasted-by-mistake"
     with (
-        served(scene.store) as running,
+        served(scene.store, callers=callers, limits=limits) as running,
         connected(running.address) as stub,
-        pytest.raises(grpc.RpcError) as caught,
     ):
-        list(stub.DownloadArtifact(request))
-    assert caught.value.code() is StatusCode.INTERNAL
-    assert caught.value.details() == "The registry failed; its operator finds why in its log."
-    [line] = [line for line in running.lines if "traceback" in line]
-    assert "IsADirectoryError" in line["traceback"]
+        (scene.path / "callers.yaml").write_text(f"callers: [{{name: ci, token: {secret}}}]")
+        told = []
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.ListReleases(LIST, metadata=[("authorization", f"Bearer {READER}")])
+            told.append((caught.value.code(), caught.value.details()))
+    broken = "The registry's own files are not good; its operator finds which in its log."
+    assert told[:2] == [(StatusCode.FAILED_PRECONDITION, broken)] * 2
+    assert told[2][0] is StatusCode.RESOURCE_EXHAUSTED
+    assert any("callers.yaml" in str(line.get("reason")) for line in running.lines)
 
 
 def test_the_log_has_a_line_for_each_call_and_no_token(scene: Scene, callers: CallersFile) -> None:
@@ -257,6 +377,22 @@ def test_the_log_has_a_line_for_each_call_and_no_token(scene: Scene, callers: Ca
         ("call refused", None, "UNAUTHENTICATED"),
     ]
     assert READER not in str(running.lines)
+
+
+def test_tls_that_is_none_does_not_start(scene: Scene, tmp_path: Path) -> None:
+    """An empty authority would let everybody's certificate in; the file is named."""
+    authority = Authority(tmp_path / "ca")
+    empty, other = tmp_path / "empty.pem", authority.pair("other")
+    empty.touch()
+    good = authority.pair("registry")
+    for tls, expected in (
+        (replace(good, client_ca=empty), "empty.pem: certificates in PEM"),
+        (replace(good, certificate=empty), "empty.pem, .*registry.key: certificates in PEM"),
+        (replace(good, key=empty), "registry.crt, .*empty.pem: a private key in PEM"),
+        (replace(good, key=other.key), "registry.crt, .*other.key: the first certificate is of"),
+    ):
+        with pytest.raises(ReleaseError, match=expected), served(scene.store, tls=tls):
+            pytest.fail("it started")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "registry.example.org:0"])

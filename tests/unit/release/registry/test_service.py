@@ -1,5 +1,6 @@
 """A registry keeps what its publisher signed, whole, and refuses everything else."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedlora.errors import ReleaseError
 from fedlora.registry.v1 import registry_pb2 as v1
 from fedlora.registry.v1.registry_pb2_grpc import RegistryStub
 from fedlora.release.folder import sign_folder, verify
+from fedlora.release.manifest import Manifest
 from fedlora.release.pull import Puller
 from fedlora.release.registry.client import RegistryClient, _parts
 from fedlora.release.registry.limits import Limits
@@ -63,8 +65,9 @@ def upload(scene: Scene) -> list[v1.PublishReleaseRequest]:
 def leftovers(scene: Scene) -> list[str]:
     """Return what there is of releases, indices and uploads."""
     store = scene.store.path
-    kept = (path for name in ("releases", "index") for path in (store / name).glob("*"))
-    return sorted(p.name for p in (*kept, *(store / "incoming").glob("[!.]*")))
+    folders = ("releases", "index", "incoming")
+    found = (path.name for name in folders for path in (store / name).glob("*"))
+    return sorted(name for name in found if name != ".lock")
 
 
 def test_what_is_published_can_be_pulled(
@@ -129,8 +132,69 @@ def test_what_is_sent_again_is_answered_again(
     index = scene.publisher.index("demo").renewed(now=scene.now).seal(scene.signer)
     for _ in range(2):
         client.commit(index)
-
     assert scene.publisher.index("demo").version == 2
+
+    scene.publisher.renew("demo")  # whatever others have committed since
+    stub.PublishRelease(iter(parts))
+    client.commit(index)
+    assert scene.publisher.index("demo").version == 3
+
+
+def test_of_a_release_that_is_there_nothing_is_written(scene: Scene, stub: RegistryStub) -> None:
+    """Whoever has a token can send its header, which was signed, but fills no disk with it."""
+    parts = upload(scene)
+    stub.PublishRelease(iter(parts))
+    before, during = leftovers(scene), []
+
+    def again() -> Iterator[v1.PublishReleaseRequest]:
+        yield from parts[:-1]
+        time.sleep(0.5)
+        during.extend(leftovers(scene))
+        yield parts[-1]
+
+    stub.PublishRelease(again())
+    assert during == before
+
+
+def test_a_release_that_no_index_lists_yet_is_listed(scene: Scene, stub: RegistryStub) -> None:
+    """A registry was killed between the two; what it had brought in is verified, and stays."""
+    parts = upload(scene)
+    folder = scene.draft()
+    release = Manifest.from_json(parts[0].header.manifest, source="")
+    sign_folder(folder, release, signer=scene.signer)
+    place = scene.store.path / "releases" / release.release
+    shutil.copytree(folder, place)
+    inode = place.stat().st_ino
+    stub.PublishRelease(iter(parts))
+    assert (leftovers(scene), place.stat().st_ino) == ([release.release, "demo"], inode)
+
+
+def test_only_so_many_uploads_come_at_once(scene: Scene) -> None:
+    """The next one is told to wait; it comes in once there is room."""
+    parts = upload(scene)
+    with (
+        served(scene.store, limits=Limits(uploads=1)) as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        stub = RegistryStub(channel)
+        sent, over = Event(), Event()
+        call = stub.PublishRelease.future(held(parts[:1], sent, over))
+        wait(lambda: bool(uploads(scene)))
+        code, text = refusal(lambda: stub.PublishRelease(iter(parts)))
+        assert (code, "More than 1 uploads at once" in text) == (
+            StatusCode.RESOURCE_EXHAUSTED,
+            True,
+        )
+        call.cancel()
+        over.set()
+        wait(lambda: not uploads(scene))
+        stub.PublishRelease(iter(parts))
+    assert scene.store.names() == ["demo"]
+
+
+def uploads(scene: Scene) -> list[Path]:
+    """Return the folders of uploads under way."""
+    return list((scene.store.path / "incoming").glob("[!.]*"))
 
 
 def test_each_call_takes_only_its_own_change(
@@ -233,6 +297,8 @@ def chunk(file: str, data: bytes) -> v1.PublishReleaseRequest:
         (lambda parts: [parts[0], chunk("manifest.json", b"x"), *parts[1:]], "knows no file"),
         (lambda parts: [*parts[:2], parts[1], *parts[2:]], "but more came"),
         (lambda parts: [*parts[:3], parts[1], *parts[3:]], "one after another"),
+        (lambda parts: [*parts[:2], chunk(parts[1].chunk.file, b""), *parts[2:]], "empty piece"),
+        (lambda parts: [parts[0], chunk(parts[1].chunk.file, b""), *parts[1:]], "empty piece"),
         (lambda parts: [parts[0], *parts[2:]], "has not come"),
         (lambda parts: parts[:-1], "and, last, the index"),
         (lambda parts: [*parts[:-1], parts[0]], "signed envelope was expected"),
