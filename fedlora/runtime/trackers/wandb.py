@@ -26,6 +26,7 @@ class WeightsAndBiases:
 
         variables, number = self._place.environment, known or secrets.token_hex(8)
         mode = variables.get("WANDB_MODE", "online" if "WANDB_API_KEY" in variables else "offline")
+        self._library = wandb
         self._run = wandb.init(
             project=variables.get("WANDB_PROJECT", self._place.recipe.name),
             id=number,
@@ -56,3 +57,4 @@ class WeightsAndBiases:
 
     def end(self, *, complete: bool) -> None:
         self._run.finish(exit_code=0 if complete else 1)
+        self._library.teardown()  # its process writes files in its own time, and ends with all kept
