@@ -110,6 +110,4 @@ def test_the_quantised_base_is_near_the_base(recipe_of, base, batch, kind, most)
 def test_every_linear_module_but_the_head_is_quantised(recipe_of, kind):
     """Those that carry the adapter; embeddings, norms and the head keep their dtype."""
     base = BaseModel.load(recipe_of(**HELD[kind]))
-    assert set(weights_of(base)) == {
-        f"{tensor.module}.base_layer" for tensor in base.spec.tensors
-    }
+    assert set(weights_of(base)) == {f"{tensor.module}.base_layer" for tensor in base.spec.tensors}
