@@ -90,8 +90,13 @@ class Memory:
             "activations": self.activations,
             "logits": self.logits,
         }
-        shown = ", ".join(f"{name} {value / 1e9:.2g}" for name, value in parts.items())
-        return f"{self.total / 1e9:.2g} GB ({shown})"
+        shown = ", ".join(f"{name} {gigabytes(value)}" for name, value in parts.items())
+        return f"{gigabytes(self.total)} GB ({shown})"
+
+
+def gigabytes(value: int) -> str:
+    """Return bytes as GB, with two digits that count, or all before the point."""
+    return f"{value / 1e9:,.0f}" if value > 1e11 else f"{value / 1e9:.2g}"
 
 
 def estimate(model: nn.Module, linears: Shapes, work: Workload) -> Memory:

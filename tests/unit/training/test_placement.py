@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedlora.adapter import AdapterState
 from fedlora.errors import BaseModelError
 from fedlora.training.base_model import BaseModel, describe, placement
 from fedlora.training.base_model.memory import MARGIN, Memory
 from fedlora.training.base_model.placement import place
+from fedlora.training.objectives import sft_loss
 
 CPU = torch.device("cpu")
 
@@ -135,3 +137,45 @@ def test_the_estimate_is_near_what_is_measured(tmp_path, architecture, keys):
     )
     estimated, peak = json.loads(done.stdout.splitlines()[-1])
     assert 0.5 * peak < estimated < (1 + MARGIN) * peak
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_base_that_is_spread_computes_what_it_does_on_one_device(recipe_of, batch, monkeypatch):
+    """Losses and gradients are the same, and the adapter comes out as it went in."""
+    recipe = recipe_of(device="cuda")
+    one = BaseModel.load(recipe)
+    needed = describe(recipe).memory
+    monkeypatch.setattr(placement, "room_on", lambda _: needed - 1)
+    spread = BaseModel.load(recipe)
+    assert describe(recipe).placement.cards == torch.cuda.device_count()
+    assert len({parameter.device for parameter in spread.parameters}) > 1
+    found = []
+    for base in (one, spread):
+        generator = torch.Generator().manual_seed(0)
+        values = 0.05 * torch.randn(base.spec.size, generator=generator)
+        state = AdapterState(spec=base.spec, values=values)
+        base.load_adapter(state)
+        assert torch.equal(base.adapter().values, values)
+        base.model.train()
+        losses = sft_loss(base, batch)
+        losses.sum().backward()
+        flat = torch.cat([parameter.grad.flatten().cpu() for parameter in base.parameters])
+        found.append((losses.detach().cpu(), flat))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("keys", [{}, {"adapter": "qlora"}, {"load_in_8bit": True}])
+def test_a_step_is_taken_on_cuda(recipe_of, batch, keys):
+    """However the base is held; its loss is finite, and near that on the CPU."""
+    losses = {}
+    for device in ("cpu", "cuda"):
+        base = BaseModel.load(recipe_of(device=device, **keys))
+        base.model.train()
+        loss = sft_loss(base, batch).sum()
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in base.parameters)
+        losses[device] = loss.item()
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05)
