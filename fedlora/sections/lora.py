@@ -38,7 +38,9 @@ class LoraKeys(Section):
     @classmethod
     def _kind_is_lora(cls, value: object) -> object:
         if isinstance(value, str) and (reason := KINDS.get(value.lower())):
-            raise ValueError(f"{value} is refused: {reason}. Take lora or qlora")
+            raise ValueError(
+                f"no adapter of the kind {value} is federated: {reason}. Take lora or qlora"
+            )
         return value
 
     @field_validator("lora_target_modules")

@@ -526,7 +526,7 @@ def test_records_belong_to_a_site():
         ('name: "a\\n"\n', "name: string should match pattern"),
         ("name: 2024-01-01\n", "name: input should be a valid string"),
         ("bf16: maybe\n", "bf16: input should be 'auto'"),
-        ("adapter: dora\n", "adapter: input should be 'lora' or 'qlora', but it is 'dora'"),
+        ("adapter: lorra\n", "adapter: input should be 'lora' or 'qlora', but it is 'lorra'"),
         ("federation: 3\n", "federation: input should be a valid dictionary"),
         ("federation: {rounds: 0}\n", "federation.rounds: input should be greater than or equal"),
         ("lora_target_modules: []\n", "lora_target_modules: "),

@@ -30,6 +30,7 @@ from fedlora.runtime.trackers import require_installed
 from fedlora.sections import EMBEDDED, Dataset, Source
 from fedlora.signing import PublicKey, Signer
 from fedlora.training.base_model.files import digest, resolve
+from fedlora.training.base_model.placement import device_name, find_device, room_on
 
 _SOON = timedelta(days=30)
 _ROOM = 5_000_000_000
@@ -237,18 +238,9 @@ def _trackers(site: SiteConfiguration) -> Answer:
 
 
 def _device(site: SiteConfiguration) -> Answer:
-    import torch  # noqa: PLC0415 - it takes seconds, and all else is told before
-
+    device = find_device(site.device)
     weights = sum(f.stat().st_size for f in resolve(site.base_model or EMBEDDED, None).iterdir())
-    if site.device == "cuda" and not torch.cuda.is_available():
-        return (
-            "failed",
-            "device is cuda, but PyTorch finds no card: install the driver, or use auto",
-        )
-    if site.device != "cpu" and torch.cuda.is_available():
-        name, (free, _) = torch.cuda.get_device_name(), torch.cuda.mem_get_info()
-    else:
-        name, free = "CPU", os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    name, free = device_name(device), room_on(device)
     found = f"{name}, {size(free)} of memory free; the base model's files have {size(weights)}"
     if free < weights:
         return "warning", f"{found}: 4-bit weights (adapter: qlora) take a quarter of them"

@@ -11,7 +11,7 @@ from fedlora.errors import BaseModelError
 from fedlora.lock import BaseDigests
 from fedlora.recipe import Recipe
 from fedlora.training.base_model.files import digest, part_digests, resolve
-from fedlora.training.base_model.memory import Memory, Workload, estimate
+from fedlora.training.base_model.memory import Memory, Workload, estimate, gigabytes
 from fedlora.training.base_model.network import attention, load_skeleton
 from fedlora.training.base_model.placement import Placement, compute, place
 from fedlora.training.base_model.targets import (
@@ -85,7 +85,7 @@ class BaseFacts:
         raise BaseModelError(
             f"base_model: training {recipe.base_model} takes about {self.needs} with micro-batches "
             f"of {recipe.micro_batch_size} examples of {recipe.sequence_len} tokens, but "
-            f"{self.device} has {self.placement.room / 1e9:.2g} GB free. What helps: "
+            f"{self.device} has {gigabytes(self.placement.room)} GB free. What helps: "
             f"{', '.join(filter(None, ways))}."
         )
 

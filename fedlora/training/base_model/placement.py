@@ -42,7 +42,7 @@ def compute(recipe: Recipe) -> tuple[torch.device, torch.dtype]:
     Raises:
         BaseModelError: a device was asked for that is not there, or cannot hold the base as asked.
     """
-    device = _device(recipe.device)
+    device = find_device(recipe.device)
     if device.type == "mps" and recipe.quantization != "none":
         raise BaseModelError(
             "device: on MPS bitsandbytes computes with kernels that it fetches from the hub, or "
@@ -60,14 +60,19 @@ def place(device: torch.device, dtype: torch.dtype, *, needed: int) -> Placement
         dtype: of the computation.
         needed: bytes.
     """
-    room, cards = _room(device), 1
+    room, cards = room_on(device), 1
     if device.type == "cuda" and room < needed:
         cards = torch.cuda.device_count()
-        room = sum(_room(torch.device("cuda", number)) for number in range(cards))
+        room = sum(room_on(torch.device("cuda", number)) for number in range(cards))
     return Placement(device=device, dtype=dtype, cards=cards, room=room)
 
 
-def _device(wanted: str) -> torch.device:
+def find_device(wanted: str) -> torch.device:
+    """Return the device of that name; of ``auto``, CUDA's before MPS before the CPU.
+
+    Raises:
+        BaseModelError: it is not there.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(wanted, True):
         raise BaseModelError(
@@ -82,6 +87,11 @@ def _device(wanted: str) -> torch.device:
     )
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a person calls it, such as ``NVIDIA H200`` or ``CPU``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def _fast_in_bf16(device: torch.device) -> bool:
     """Tell whether the device multiplies in bfloat16 itself."""
     if device.type == "cuda":
@@ -92,7 +102,7 @@ def _fast_in_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001 - see above
 
 
-def _room(device: torch.device) -> int:
+def room_on(device: torch.device) -> int:
     """Return the bytes of memory that the device has free for this process."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -11,7 +11,7 @@ from fedlora.adapter import AdapterState
 from fedlora.errors import BaseModelError
 from fedlora.peft_folder import write_peft_folder
 from fedlora.training.base_model import BaseModel, describe
-from fedlora.training.base_model.network import quietly
+from fedlora.training.base_model.network import load_skeleton, quietly
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
@@ -91,14 +91,12 @@ def test_checkpointing_changes_no_gradient(tmp_path, architecture, held):
     torch.testing.assert_close(gradients(less), gradients(plain))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "opt", "mpt", "gpt_bigcode"])
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_bigcode"])
 def test_the_base_draws_no_dropout(tmp_path, architecture):
     """These have it by default; an example's gradient would depend on those before it."""
     folder, config = str(tmp_path), configuration(architecture)
-    parts = [config, config.attn_config] if architecture == "mpt" else [config]
-    dropouts = [(part, key) for part in parts for key in part.to_dict() if "drop" in key]
-    for part, key in dropouts:
-        setattr(part, key, 0.5)
+    dropouts = [key for key in config.to_dict() if "drop" in key]
+    config.update(dict.fromkeys(dropouts, 0.5))
     write_tiny(tmp_path, config)
     base = BaseModel.load(tiny_recipe(base_model=folder))
     base.load_adapter(AdapterState.initial(base.spec, seed=0))
@@ -108,6 +106,14 @@ def test_the_base_draws_no_dropout(tmp_path, architecture):
         in_training = sft_loss(base, BATCH)
         base.model.eval()
         assert torch.equal(in_training, sft_loss(base, BATCH))
+
+
+def test_a_part_of_the_configuration_draws_no_dropout_either(tmp_path):
+    """A model that sees, too, has a configuration of its own for what reads."""
+    config = AutoConfig.for_model("gemma3", text_config={"attention_dropout": 0.5})
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).text_config.attention_dropout == 0.5
+    assert load_skeleton(tmp_path).config.text_config.attention_dropout == 0
 
 
 def test_the_experts_of_a_mixture_are_not_adapted(tmp_path):

@@ -3,21 +3,24 @@
 import json
 import shutil
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM
 
 from fedlora.adapter import AdapterState
 from fedlora.errors import BaseModelError
 from fedlora.training.base_model import BaseModel, Panel, describe, digest, resolve
 from fedlora.training.base_model.files import part_digests
+from fedlora.training.base_model.network import load_tokenizer, quietly
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
+from tests.tiny_models import random_tokens, tiny_base
 
 EMBEDDED = resolve("embedded", None)
 
@@ -228,16 +231,6 @@ def test_the_chat_template_is_the_one_that_counts(folder):
     assert part_digests(folder).chat_template_digest is None
 
 
-def test_nf4_gradients_survive_an_evaluation(base_nf4, adapter, batch):
-    """Used in evaluation mode, bitsandbytes would repack the weights on some processors."""
-    base_nf4.load_adapter(adapter)
-    before = gradients(base_nf4, batch)
-    base_nf4.model.eval()
-    with torch.no_grad():
-        sft_loss(base_nf4, batch)
-    assert torch.equal(gradients(base_nf4, batch), before)
-
-
 def test_checkpointing_gives_the_same_gradients(base, adapter, batch, recipe_of):
     """Layers that are computed again add nothing to and take nothing from the gradient."""
     checkpointing = BaseModel.load(recipe_of(gradient_checkpointing=True))
@@ -269,21 +262,90 @@ def test_the_answer_is_greedy_and_ends_at_the_end_token(recipe_of, folder, batch
     assert adapted == "forty-two" != plain
 
 
-def test_a_network_without_linear_modules_is_refused(recipe_of, folder):
-    """GPT-2 has Conv1D modules only; the error says that nothing fits."""
-    GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=2048).save_pretrained(folder)
-    with pytest.raises(BaseModelError, match=r"all-linear fits no linear module.*It has: none"):
+def test_a_regular_expression_chooses_modules_by_their_whole_paths(recipe_of):
+    """As in PEFT; what is published has the modules' names, which every engine reads."""
+    expression = r"model\.layers\.(0|2)\.self_attn\.[qv]_proj"
+    spec = describe(recipe_of(lora_target_modules=expression)).spec
+    expected = [f"model.layers.{n}.self_attn.{p}_proj" for n in (0, 2) for p in "qv"]
+    assert [tensor.module for tensor in spec.tensors[::2]] == expected
+    assert spec.target_modules == tuple(expected)
+    everywhere = describe(recipe_of(lora_target_modules=r".*\.[qv]_proj")).spec
+    assert everywhere.target_modules == ("q_proj", "v_proj")
+    assert [t.name for t in BaseModel.load(recipe_of(lora_target_modules=expression)).spec.tensors]
+
+
+def test_an_expression_that_fits_nothing_is_refused(recipe_of):
+    """A name that is written without a list is one."""
+    with pytest.raises(BaseModelError, match=r"q_proj fits no linear module .* regular expression"):
+        describe(recipe_of(lora_target_modules="q_proj"))
+
+
+@torch.no_grad()
+def test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank(recipe_of, batch):
+    """As PEFT computes ``use_rslora``, over alpha; no part of the adapter scales otherwise."""
+    recipe = recipe_of(lora_r=9, lora_alpha=6, peft_use_rslora=True)
+    base = BaseModel.load(recipe)
+    assert base.spec.scaling == recipe.scaling == 2
+    assert base.spec.part(rank=4).scaling == base.spec.part(rank=16).scaling == 2
+    network = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
+    names = list(base.spec.target_modules)
+    config = LoraConfig(r=9, lora_alpha=6, use_rslora=True, target_modules=names)
+    with quietly():
+        theirs = get_peft_model(network, config).eval()
+    generator = torch.Generator().manual_seed(0)
+    values = 0.05 * torch.randn(base.spec.size, generator=generator)
+    state = AdapterState(spec=base.spec, values=values)
+    base.load_adapter(state)
+    parameters = dict(theirs.named_parameters())
+    for tensor, factor in state.factors():
+        parameters[f"base_model.model.{tensor.name}.default.weight"].copy_(factor)
+    base.model.eval()
+    keep = torch.ones_like(batch.input_ids, dtype=torch.bool)
+    expected = theirs(input_ids=batch.input_ids).logits.flatten(0, 1)
+    torch.testing.assert_close(base.logits(batch.input_ids, keep=keep), expected)
+
+
+def test_a_base_that_is_quantised_already_is_refused(recipe_of, folder):
+    """A release could not be merged into it; it is quantised while it is loaded."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match=r"quantised already.*adapter: qlora"):
         describe(recipe_of(base_model=str(folder)))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_nf4_gradients_survive_an_evaluation_on_cuda(recipe_of, adapter, batch):
-    """The same holds where bitsandbytes has its own kernels."""
-    base = BaseModel.load(recipe_of(adapter="qlora", device="cuda"))
-    base.load_adapter(adapter)
-    before = gradients(base, batch)
+def test_code_that_comes_with_a_base_is_never_run(recipe_of, folder):
+    """A model that transformers does not know by itself is refused."""
+    (folder / "model.py").write_text("raise SystemExit('it ran')")
+    names = {"AutoConfig": "model.Config", "AutoModelForCausalLM": "model.Model"}
+    config = {"model_type": "unknown-kind", "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match="needs code of its own, which is never run here"):
+        describe(recipe_of(base_model=str(folder)))
+
+
+def test_a_tokenizer_that_is_not_fast_is_refused(tmp_path, folder):
+    """It cannot tell an answer's tokens from those of its prompt."""
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    words = ["<pad>", "<unk>", "a", "b"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    kind = {"tokenizer_class": "CTRLTokenizer", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    with pytest.raises(
+        BaseModelError, match=r"CTRLTokenizer is no fast tokenizer.*tokenizer\.json"
+    ):
+        load_tokenizer(folder)
+
+
+@torch.no_grad()
+def test_logits_of_a_network_that_computes_them_all_are_picked(tmp_path):
+    """That of xLSTM has no ``logits_to_keep``: what is kept is the same."""
+    base = tiny_base(tmp_path, "xlstm")
     base.model.eval()
-    with torch.no_grad():
-        sft_loss(base, batch)
-    torch.testing.assert_close(gradients(base, batch), before)
+    ids = random_tokens(6, 4).input_ids
+    keep = torch.tensor([[0, 1, 0, 0, 1, 1], [1, 0, 0, 1, 0, 0]], dtype=torch.bool)
+    assert "logits_to_keep" not in signature(base.model.get_base_model().forward).parameters
+    expected = base.model(input_ids=ids, use_cache=False).logits[keep]
+    torch.testing.assert_close(base.logits(ids, keep=keep), expected)
