@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fedlora.runtime.run_folder import RunFolder
 
@@ -62,12 +64,17 @@ def as_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
+def as_parquet(rows: Sequence[Row], path: Path) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "write", "name", "detected"),
     [
         (alpaca, as_jsonl, "alpaca.jsonl", "alpaca"),
         (alpaca, as_csv, "alpaca.csv", "alpaca"),
+        (messages, as_parquet, "chats.parquet", "messages"),
         (messages, as_jsonl, "chats.jsonl", "messages"),
     ],
     ids=["alpaca.jsonl", "alpaca.csv", "chats.jsonl"],
