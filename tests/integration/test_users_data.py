@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pyarrow
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -65,7 +65,7 @@ def as_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def as_parquet(rows: Sequence[Row], path: Path) -> None:
-    parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)
+    parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def as_parquet(rows: Sequence[Row], path: Path) -> None:
         (messages, as_parquet, "chats.parquet", "messages"),
         (messages, as_jsonl, "chats.jsonl", "messages"),
     ],
-    ids=["alpaca.jsonl", "alpaca.csv", "chats.jsonl"],
+    ids=["alpaca.jsonl", "alpaca.csv", "chats.parquet", "chats.jsonl"],
 )
 def test_instructions_train_as_they_are(
     command_line: Callable[..., tuple[int, str, str]],
