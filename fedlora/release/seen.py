@@ -4,10 +4,8 @@ An old index is as well signed as a new one. Only memory tells that a registry, 
 plays back the time before a revocation.
 """
 
-import fcntl
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -79,7 +77,7 @@ class Seen:
         Raises:
             StorageError: it cannot be remembered.
         """
-        with self._alone():
+        with atomic.alone(self.path.with_suffix(".lock")):  # or an older one could be written
             seen = self._read()
             of_key = seen.setdefault(key.text, {})
             known = of_key.get(index.name)
@@ -105,17 +103,6 @@ class Seen:
                 f"{index.name}: {min(undone)[:12]} was revoked, and in version {now.version} it is "
                 "not. Somebody made its publisher sign what follows an old index: ask there."
             )
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep others from what is between reading and writing: they could write an older one."""
-        path = self.path.with_suffix(".lock")
-        with atomic.storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.open("ab")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _read(self) -> dict[str, dict[str, _Entry]]:
         try:

@@ -6,6 +6,7 @@ pass. What became of it is a line of the run's ``releases.jsonl``.
 
 import json
 import logging
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from fedlora.runtime.run_folder import RunFolder
 
 CANDIDATE = "candidate"
 """The alias of each release that a run publishes."""
+_DRAFT = ".release-"
+"""What the names of drafts in a run's folder begin with."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Publication:
 
     def begin(self) -> Observer:
         """Publish what the last complete round lacks since a stop; return what is to be told."""
+        for left in self.run.path.glob(f"{_DRAFT}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self.publish(len(self.run.records()) - 1)
         return self.observing
 
@@ -141,7 +146,7 @@ def publish_run(run: RunFolder, publisher: Publisher, *, number: int | None = No
     index = publisher.index(recipe.name)
     before = index.pointed(recipe.publish.promoted)
     parent = before if before and index.is_usable(before) else None
-    with tempfile.TemporaryDirectory(prefix=".release-", dir=run.path) as place:
+    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=run.path) as place:
         folder = Path(place) / "release"
         manifest = draft(run, folder, number=number, parent=parent)
         for known in filter(index.is_usable, reversed(index.in_order)):

@@ -128,6 +128,7 @@ def test_what_a_stop_left_out_is_published_when_the_run_goes_on(small_recipe, tm
     with pytest.raises(KeyboardInterrupt):
         simulation.simulate(run, observe=publication.begin())
     assert not run.releases.exists()
+    (run.path / ".release-killed").mkdir()
     told: list[Event] = []
     again = Publication(run, scene.publisher, told.append)
     simulation.simulate(run, observe=again.begin())
@@ -135,6 +136,7 @@ def test_what_a_stop_left_out_is_published_when_the_run_goes_on(small_recipe, tm
     assert published == [1, 2]
     again.begin()
     assert len(index_of(scene).releases) == 2
+    assert not list(run.path.glob(".release-*"))
 
 
 def test_a_stop_after_the_promotion_makes_no_second_release(small_recipe, tmp_path, scene):
