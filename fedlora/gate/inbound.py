@@ -14,6 +14,7 @@ from fedlora.adapter import AdapterState, Factor
 from fedlora.errors import PolicyError
 from fedlora.gate.policy import AdapterBounds
 from fedlora.recipe import Recipe
+from fedlora.tensors import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def require_adapter(
 
 def _require_origin(state: AdapterState, *, number: int, recipe: Recipe) -> None:
     """Do nothing if what the run has not changed yet, or never does, is what the seed gives."""
-    unchanged = constant_factors(recipe) if number else frozenset[Factor]({"A", "B"})
+    unchanged = constant_factors(recipe) if number else frozenset(KINDS)
     if not unchanged:
         return
     beginning = dict(AdapterState.initial(state.spec, seed=recipe.seed).factors())
@@ -95,11 +96,10 @@ def _require_origin(state: AdapterState, *, number: int, recipe: Recipe) -> None
 
 
 def constant_factors(recipe: Recipe) -> frozenset[Factor]:
-    """Return the factors of the global adapter that stay as they began: what no round sends.
+    """Return the kinds of tensors that stay as they began: what no round sends.
 
     A method that turns the factors may change both.
     """
     facts = recipe.federation.facts
-    sent = "".join(map(facts.sent, range(1, len(facts.trains) + 1)))
-    both: tuple[Factor, ...] = ("A", "B")
-    return frozenset(factor for factor in both if factor not in sent and not facts.turns)
+    sent = {kind for number in range(1, len(facts.trains) + 1) for kind in facts.sent(number)}
+    return frozenset(kind for kind in KINDS if kind not in sent and not facts.turns)
