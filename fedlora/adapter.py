@@ -59,6 +59,16 @@ class AdapterSpec:
         """``lora_alpha / rank``, dimensionless."""
         return self.alpha / self.rank
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the adapted modules, in order; heads are not adapted, but trained whole."""
+        return tuple(dict.fromkeys(each.module for each in self.tensors if each.is_factor))
+
+    @property
+    def heads(self) -> tuple[TensorSpec, ...]:
+        """The tensors that are no factors of a product."""
+        return tuple(tensor for tensor in self.tensors if not tensor.is_factor)
+
     @cached_property
     def size(self) -> int:
         """Number of values of the whole adapter."""

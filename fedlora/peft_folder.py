@@ -19,6 +19,8 @@ from fedlora.tensor_file import pieces, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(?P<module>[\w.]{1,256})\.lora_(?P<factor>[AB])\.weight")
+SAVED_WHOLE = "classifier", "score"
+"""Ends of the names of modules that PEFT trains and saves whole in each sequence classifier."""
 _DTYPES = {"F32", "F16", "BF16"}
 _NAME_PATTERN = re.compile(r"\^?[\w.]{1,256}")
 _MOST_TENSORS, _MOST_PADDING = 20_000, 16

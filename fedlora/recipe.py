@@ -20,6 +20,7 @@ from fedlora.sections import (
     DataKeys,
     Federation,
     LoraKeys,
+    ObjectiveKeys,
     Privacy,
     RunKeys,
     Simulation,
@@ -34,7 +35,9 @@ _PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 """Other defaults of the federation, by the privacy unit."""
 
 
-class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last comes first in YAML
+class Recipe(  # in YAML the last comes first
+    TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKeys, RunKeys
+):
     """The whole run."""
 
     privacy: Privacy = Field(
@@ -119,6 +122,20 @@ class Recipe(TrainingKeys, DataKeys, LoraKeys, BaseKeys, RunKeys):  # the last c
             raise ValueError(
                 f"federation.publish_rank is {published}, but sites train up to rank "
                 f"{max(self.lora_r, largest)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if self.labels and self.train_on_inputs:
+            raise ValueError(
+                "train_on_inputs has no effect with objective: classification, which predicts no "
+                "token: remove it"
+            )
+        if self.labels and self.publish.forgetting:
+            raise ValueError(
+                "publish.forgetting is the loss of the next token on a public text, but with "
+                "objective: classification the base has a head for labels alone: remove it"
             )
         return self
 

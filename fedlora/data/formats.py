@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fedlora.data.examples import Example, Role, Turn
+from fedlora.data.examples import Example, Labelled, Role, Row, Turn
 from fedlora.data.files import RawRow, read_files
 from fedlora.data.standard_library import explained_functions
 from fedlora.errors import DataError
 from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset
 
-RowType = Literal["messages", "prompt-completion", "alpaca", "text"]
+RowType = Literal["messages", "prompt-completion", "alpaca", "text-label", "text"]
 
 _CHAT_ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -31,7 +31,7 @@ class Rows:
 
     type: RowType
     """Format of all its rows."""
-    examples: tuple[Example, ...]
+    examples: tuple[Row, ...]
     """At least one."""
     source: str
     """Where it came from: the path that the recipe names."""
@@ -58,8 +58,7 @@ def read_dataset(dataset: Dataset) -> Rows:
                 f"{row.where}: this row has the format {row_type}, the rows before it have "
                 f"{types[0]}. Give each format a dataset of its own, or set datasets[].type."
             )
-    turns = _FORMATS[types[0]].turns
-    examples = tuple(Example(turns(row), where=row.where) for row in rows)
+    examples = tuple(map(_FORMATS[types[0]].row, rows))
     return Rows(type=types[0], examples=examples, source=dataset.path)
 
 
@@ -145,6 +144,19 @@ def _plain_text(row: RawRow) -> tuple[Turn, ...]:
     return (Turn("text", _string(row.values, "text", where=row.where, filled=True)),)
 
 
+def _text_label(row: RawRow) -> Labelled:
+    """Return a text with its label: a name, or a whole number, which is written out."""
+    label = row.values.get("label")
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise DataError(f"{row.where}: label must be a name or a whole number. Correct the row.")
+    text = _string(row.values, "text", where=row.where, filled=True)
+    return Labelled(text, str(label).strip(), where=row.where)
+
+
+def _of_turns(turns: Callable[[RawRow], tuple[Turn, ...]]) -> Callable[[RawRow], Row]:
+    return lambda row: Example(turns(row), where=row.where)
+
+
 def _string(values: Mapping[str, Any], key: str, *, where: str, filled: bool = False) -> str:
     if key not in values:
         raise DataError(
@@ -165,7 +177,7 @@ class _Format(NamedTuple):
     keys: frozenset[str]
     """Keys that mark the format."""
     shape: str
-    turns: Callable[[RawRow], tuple[Turn, ...]]
+    row: Callable[[RawRow], Row]
 
 
 # In the order of detection: alpaca sets often carry a rendered text as well.
@@ -173,17 +185,20 @@ _FORMATS: Mapping[RowType, _Format] = {
     "messages": _Format(
         frozenset({"messages"}),
         '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
-        _messages,
+        _of_turns(_messages),
     ),
     "prompt-completion": _Format(
         frozenset({"prompt", "completion"}),
         '{"prompt": "…", "completion": "…"}',
-        _prompt_completion,
+        _of_turns(_prompt_completion),
     ),
     "alpaca": _Format(
         frozenset({"instruction", "output"}),
         '{"instruction": "…", "input": "… (optional)", "output": "…"}',
-        _alpaca,
+        _of_turns(_alpaca),
     ),
-    "text": _Format(frozenset({"text"}), '{"text": "…"}', _plain_text),
+    "text-label": _Format(
+        frozenset({"text", "label"}), '{"text": "…", "label": "…"}', _text_label
+    ),
+    "text": _Format(frozenset({"text"}), '{"text": "…"}', _of_turns(_plain_text)),
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedlora.data.examples import Example
+from fedlora.data.examples import Row
 from fedlora.data.files import PACKED
 from fedlora.data.formats import Rows, RowType, read_dataset
 from fedlora.errors import DataError
@@ -26,8 +26,8 @@ class SiteExamples:
         ``privacy.unit: example``, where that would tell, perhaps none.
     """
 
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    train: tuple[Row, ...]
+    held_out: tuple[Row, ...]
     types: tuple[RowType, ...]
     """Formats of the datasets that the rows came from, in the recipe's order, each once."""
 
@@ -60,7 +60,7 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
         _require_whole_records(recipe.datasets)
     labelled = [dataset for dataset in recipe.datasets if dataset.site == site]
     rows = [_read(dataset, Path.cwd()) for dataset in labelled or recipe.datasets]
-    examples: Sequence[Example] = [example for part in rows for example in part.examples]
+    examples: Sequence[Row] = [example for part in rows for example in part.examples]
     if not labelled and recipe.privacy.unit == "example":
         count, place = len(recipe.site_names), recipe.site_names.index(site)
         examples = [e for e in examples if int(_draw(e, f"{recipe.seed}/deal") * count) == place]
@@ -96,8 +96,8 @@ def _read(dataset: Dataset, folder: Path) -> Rows:  # noqa: ARG001 - of the cach
 
 
 def _split(
-    examples: Sequence[Example], *, recipe: Recipe, site: str
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    examples: Sequence[Row], *, recipe: Recipe, site: str
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     copies = Counter(examples)
     if len(copies) < 2:
         raise DataError(
@@ -117,14 +117,14 @@ def _split(
 
 
 def _parts(
-    examples: Sequence[Example], drawn: set[Example]
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    examples: Sequence[Row], drawn: set[Row]
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Return the rows to train on, copies and all, and those that are held out, once each."""
     train = tuple(example for example in examples if example not in drawn)
     return train, tuple(example for example in dict.fromkeys(examples) if example in drawn)
 
 
-def _draw(example: Example, seed: str) -> float:
+def _draw(example: Row, seed: str) -> float:
     """Return a number in [0, 1) that the row's content and the seed decide."""
     content = json.dumps([seed, example.content])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:6]) / 2**48

@@ -21,4 +21,6 @@ def public_examples(text: Forgetting) -> Sequence[Example]:
             "simulate, give it a path."
         )
     rows = read_dataset(Dataset(path=text.path, type=text.type, packages=text.packages))
-    return rows.examples
+    if rows.type == "text-label":
+        raise DataError(f"publish.forgetting: {text.path} has labels, which are not predicted.")
+    return [row for row in rows.examples if isinstance(row, Example)]

@@ -24,7 +24,7 @@ class Seen:
     rounds: int
     """Complete rounds behind it."""
     norms: Mapping[str, float]
-    """Spectral norm of ``scaling * B @ A`` by module."""
+    """Spectral norm of ``scaling * B @ A`` by module, and of each head's change since the start."""
 
 
 def require_adapter(
@@ -36,6 +36,8 @@ def require_adapter(
     seen: Seen | None = None,
 ) -> Mapping[str, float]:
     """Return an adapter's spectral norm by module, if it may be trained on here.
+
+    A head counts as a module. Its norm is that of what it has become since the beginning.
 
     Guarantees:
         - All values are finite, and no module's spectral norm is above ``bounds``.
@@ -58,7 +60,7 @@ def require_adapter(
         broken = [tensor.name for tensor, values in state.factors() if not values.isfinite().all()]
         raise PolicyError(f"The received adapter has values of {broken[0]} that are not finite.")
     _require_origin(state, number=number, recipe=recipe)
-    norms = products.spectral_norms(state)
+    norms = products.spectral_norms(state) | _head_norms(state, seed=recipe.seed)
     before = seen or Seen(rounds=0, norms={})
     rounds = number - before.rounds
     for module, norm in norms.items():
@@ -74,6 +76,15 @@ def require_adapter(
                 f"round(s), but at most {most:g} is allowed (policy.adapter.growth_per_round)."
             )
     return norms
+
+
+def _head_norms(state: AdapterState, *, seed: int) -> dict[str, float]:
+    """Return the spectral norm of each head's change since the beginning; a vector's is its norm."""
+    if not state.spec.heads:
+        return {}
+    beginning = dict(AdapterState.initial(state.spec, seed=seed).heads())
+    changes = {name: values.double() - beginning[name] for name, values in state.heads()}
+    return {name: float(torch.linalg.norm(change, ord=2)) for name, change in changes.items()}
 
 
 def _require_origin(state: AdapterState, *, number: int, recipe: Recipe) -> None:

@@ -69,8 +69,11 @@ class Bounds(Section):
         description="name the digest of each base model that may be trained on"
     )
     privacy: LeastPrivacy = Field(description="say the least that must be promised: {unit: …}")
-    objectives: Annotated[tuple[Literal["sft"], ...], Field(strict=False, min_length=1)] = ("sft",)
-    """What may be learned from rows; recipes have no other objective yet."""
+    objectives: Annotated[
+        tuple[Literal["sft", "classification"], ...], Field(strict=False, min_length=1)
+    ] = ("sft",)
+    """What may be learned from rows. With ``classification``, a head of the recipe's labels is
+    trained whole, whatever ``modules`` says."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     """At most, like the three that follow: together they bound what a step can do."""
     scaling: Annotated[float, Field(gt=0)] = 16
@@ -131,6 +134,8 @@ class Bounds(Section):
             yield _line("val_set_size", allowed, f"{recipe.val_set_size:g}")
         if recipe.train_on_inputs and not self.train_on_inputs:
             yield _line("train_on_inputs", "false", "true")
+        if recipe.objective not in self.objectives:
+            yield _line("objectives", ", ".join(self.objectives), recipe.objective)
         if self.seeds != "any" and recipe.seed not in self.seeds:
             yield _line("seeds", ", ".join(map(str, self.seeds)), str(recipe.seed))
         if federation.method not in self.methods:
@@ -162,8 +167,7 @@ class Bounds(Section):
         if self.modules == "all-linear":
             return
         allowed = tuple(self.modules)
-        asked = {tensor.module for tensor in spec.tensors}
-        if others := sorted(module for module in asked if not _named(module, allowed)):
+        if others := sorted(module for module in spec.modules if not _named(module, allowed)):
             more = f" and {len(others) - 1} others" if others[1:] else ""
             yield _line("modules", ", ".join(allowed), f"{others[0]!r:.{_SHOWN}}{more}")
 

@@ -5,6 +5,7 @@ from fedlora.sections.data import DataKeys
 from fedlora.sections.datasets import AT_SITE, STANDARD_LIBRARY, Dataset, DatasetType, Source
 from fedlora.sections.federation import Federation
 from fedlora.sections.lora import LoraKeys
+from fedlora.sections.objective import ObjectiveKeys
 from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
@@ -27,6 +28,7 @@ __all__ = [
     "Federation",
     "LoraKeys",
     "Name",
+    "ObjectiveKeys",
     "Privacy",
     "PrivacyUnit",
     "RunKeys",

@@ -12,7 +12,7 @@ AT_SITE = "at-site"
 STANDARD_LIBRARY = "standard-library"
 """Dataset path that means the documentation of the running interpreter's standard library."""
 
-DatasetType = Literal["auto", "messages", "prompt-completion", "alpaca", "text"]
+DatasetType = Literal["auto", "messages", "prompt-completion", "alpaca", "text-label", "text"]
 
 
 class Source(Section):

@@ -10,7 +10,6 @@ from fedlora.sections.section import Count, Section
 class TrainingKeys(Section):
     """The steps of a site."""
 
-    objective: Literal["sft"] = "sft"
     micro_batch_size: Count = 8
     gradient_accumulation_steps: Count = 1
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4

@@ -1,17 +1,21 @@
 """How well a base model predicts held-out text, alone or with an adapter."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedlora.adapter import AdapterState
 from fedlora.training.base_model import BaseModel
-from fedlora.training.batch import Batch
 from fedlora.training.objectives import token_losses
+
+Measure: TypeAlias = Callable[[BaseModel, Any], tuple[Tensor, Tensor]]
+"""Gives each example's summed loss, ``(batch,)``, and what it is over: its supervised tokens, or
+the one label that a text has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,13 @@ class Evaluation:
         )
 
 
-def evaluate(base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]) -> Evaluation:
+def evaluate(
+    base: BaseModel,
+    state: AdapterState | None,
+    batches: Iterable[Any],
+    *,
+    measure: Measure = token_losses,
+) -> Evaluation:
     """Return the loss on ``batches`` with the adapter ``state``, or of the base alone if ``None``.
 
     The base keeps ``state`` as its adapter and stays in evaluation mode.
@@ -50,14 +60,18 @@ def evaluate(base: BaseModel, state: AdapterState | None, batches: Iterable[Batc
         AdapterError: the adapter does not fit the base.
     """
     total = Evaluation(loss_sum=0.0, tokens=0)
-    for losses, tokens in _token_losses(base, state, batches):
+    for losses, tokens in _measured(base, state, batches, measure):
         loss_sum = float(losses.sum(dtype=torch.float64))
         total += Evaluation(loss_sum=loss_sum, tokens=int(tokens.sum()))
     return total
 
 
 def example_losses(
-    base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]
+    base: BaseModel,
+    state: AdapterState | None,
+    batches: Iterable[Any],
+    *,
+    measure: Measure = token_losses,
 ) -> list[float]:
     """Return the mean loss per token of each example, in nats, as ``evaluate`` sums them.
 
@@ -66,13 +80,18 @@ def example_losses(
     """
     return [
         loss
-        for losses, tokens in _token_losses(base, state, batches)
+        for losses, tokens in _measured(base, state, batches, measure)
         for loss in (losses.double() / tokens.clamp(min=1)).tolist()
     ]
 
 
 def clipped_loss_sum(
-    base: BaseModel, state: AdapterState, batches: Iterable[Batch], *, largest: float
+    base: BaseModel,
+    state: AdapterState,
+    batches: Iterable[Any],
+    *,
+    largest: float,
+    measure: Measure = token_losses,
 ) -> float:
     """Return the sum over the examples of their mean losses per token, each cut to ``largest``.
 
@@ -84,20 +103,20 @@ def clipped_loss_sum(
         AdapterError: the adapter does not fit the base.
     """
     total = 0.0
-    for losses, tokens in _token_losses(base, state, batches):
+    for losses, tokens in _measured(base, state, batches, measure):
         means = (losses.double() / tokens.clamp(min=1)).nan_to_num(nan=largest)
         total += float(means.clamp(min=0, max=largest).sum())
     return total
 
 
 @torch.no_grad()
-def _token_losses(
-    base: BaseModel, state: AdapterState | None, batches: Iterable[Batch]
+def _measured(
+    base: BaseModel, state: AdapterState | None, batches: Iterable[Any], measure: Measure
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch's summed losses and supervised tokens, example by example."""
+    """Yield what is measured of each batch, example by example."""
     if state is not None:
         base.load_adapter(state)
     base.model.eval()
     with base.adapter_off() if state is None else nullcontext():
         for batch in batches:
-            yield token_losses(base, batch)
+            yield measure(base, batch)

@@ -186,7 +186,8 @@ class Site:
 
     def evaluate(self, state: AdapterState) -> Evaluation:
         """Return the loss of the base with ``state`` on the held-out rows."""
-        return evaluate(self.base, state, self._micro_batches(self.held_out_rows))
+        batches = self._micro_batches(self.held_out_rows)
+        return evaluate(self.base, state, batches, measure=self.objective.measured)
 
     def evaluate_public(self, state: AdapterState) -> Evaluation:
         """Return the loss of the base with ``state`` on the public text."""
@@ -199,12 +200,15 @@ class Site:
             rows: of this site.
             state: the adapter; none for the base alone.
         """
-        return example_losses(self.base, state, self._micro_batches(rows))
+        batches = self._micro_batches(rows)
+        return example_losses(self.base, state, batches, measure=self.objective.measured)
 
     def clipped_loss_sum(self, state: AdapterState, *, largest: float) -> float:
         """Return the sum over held-out rows of their mean losses, each cut to ``largest``."""
         batches = self._padded_alone(self.held_out_rows)
-        return clipped_loss_sum(self.base, state, batches, largest=largest)
+        return clipped_loss_sum(
+            self.base, state, batches, largest=largest, measure=self.objective.measured
+        )
 
     def batches(self, first_step: int, steps: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each of ``steps`` optimiser steps from ``first_step`` on."""
@@ -222,11 +226,13 @@ class Site:
     def _padded_alone(self, rows: Sequence[Tokenized]) -> Iterator[Batch]:
         """Yield all rows once, each padded to a length that it alone decides.
 
-        Padding changes the rounding of a row's gradient: another row must not decide it.
+        Padding changes the rounding of a row's gradient: another row must not decide it. None is
+        padded beyond ``sequence_len``: a base may have no more places.
         """
         groups: dict[int, list[Tokenized]] = {}
         for row in rows:
-            groups.setdefault(-(-row.length // _PADDING) * _PADDING, []).append(row)
+            length = min(-(-row.length // _PADDING) * _PADDING, self.recipe.sequence_len)
+            groups.setdefault(length, []).append(row)
         size = self.recipe.micro_batch_size
         for length, group in sorted(groups.items()):
             for start in range(0, len(group), size):

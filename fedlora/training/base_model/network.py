@@ -1,7 +1,7 @@
 """Networks and tokenizers as transformers builds them."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from logging import ERROR, getLogger
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedlora.errors import BaseModelError
 from fedlora.recipe import Recipe
+from fedlora.tensors import TensorSpec
 
 _LONGEST_EAGER = 256
 """Up to this length, plain matrix products train faster on CPUs than torch's fused attention: by
@@ -63,17 +65,35 @@ def attention(recipe: Recipe, device: torch.device) -> Literal["eager"] | None:
     return "eager" if device.type == "cpu" and short else None
 
 
-def load_skeleton(folder: Path) -> PreTrainedModel:
+def auto_model(labels: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
+    """Return transformers' class of the network, and what it is told beside the folder.
+
+    A sequence classifier's head may be of other labels in the folder: it is replaced anyway.
+    """
+    if not labels:
+        return AutoModelForCausalLM, {}
+    names = dict(enumerate(labels))
+    ids = {name: index for index, name in names.items()}
+    options = {"num_labels": len(names), "id2label": names, "label2id": ids}
+    return AutoModelForSequenceClassification, {**options, "ignore_mismatched_sizes": True}
+
+
+def load_skeleton(folder: Path, labels: Sequence[str] | None = None) -> PreTrainedModel:
     """Return the network on the meta device: shapes without weights.
 
+    Args:
+        folder: the base model's.
+        labels: of a sequence classifier; without them, it is a causal language model.
+
     Raises:
-        BaseModelError: the configuration is broken, or of no causal language model that
-            transformers knows.
+        BaseModelError: the configuration is broken, or of no such model that transformers knows.
     """
-    with quietly(), _loading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    if "logits_to_keep" not in signature(skeleton.forward).parameters:
+    auto, options = auto_model(labels)
+    options.pop("ignore_mismatched_sizes", None)
+    with quietly(), loading(folder, auto), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+        skeleton: PreTrainedModel = auto.from_config(config)
+    if not labels and "logits_to_keep" not in signature(skeleton.forward).parameters:
         raise BaseModelError(
             f"{folder}: {type(skeleton).__name__} cannot compute the logits of some places alone "
             "(its forward has no logits_to_keep). Choose another base model."
@@ -82,27 +102,37 @@ def load_skeleton(folder: Path) -> PreTrainedModel:
 
 
 def load_network(
-    folder: Path, recipe: Recipe, *, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: Sequence[TensorSpec] = (),
 ) -> PreTrainedModel:
     """Return the network with its weights, in NF4 if the recipe says ``qlora``.
+
+    The values of ``heads`` are whatever transformers makes of them, and they are not in NF4.
 
     Raises:
         BaseModelError: the weights are broken or incomplete.
     """
-    with quietly(), _loading(folder):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    auto, options = auto_model(recipe.labels)
+    skipped = [head.module.rpartition(".")[0] for head in heads]
+    with quietly(), loading(folder, auto), torch.random.fork_rng(devices=[]):
+        loaded: Any = auto.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
             attn_implementation=attention(recipe, device),
-            quantization_config=_nf4(dtype) if recipe.adapter == "qlora" else None,
+            quantization_config=_nf4(dtype, skipped) if recipe.adapter == "qlora" else None,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     network: PreTrainedModel
     network, report = loaded
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(set(report["missing_keys"]) - {head.name for head in heads}):
         raise BaseModelError(
             f"{folder}: the weights lack {len(missing)} tensors, the first being {missing[0]}. "
             "Get the complete model again."
@@ -117,7 +147,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         BaseModelError: there is none that transformers can read.
     """
-    with quietly(), _loading(folder):
+    with quietly(), loading(folder, AutoTokenizer):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False
         )
@@ -144,13 +174,19 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the quantisation of Dettmers et al. 2023, arXiv:2305.14314, section 3."""
+def _nf4(dtype: torch.dtype, skipped: Sequence[str]) -> BitsAndBytesConfig:
+    """Return the quantisation of Dettmers et al. 2023, arXiv:2305.14314, section 3.
+
+    Args:
+        dtype: of the computation.
+        skipped: modules that stay as they are, beside the output head.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(skipped) or None,
     )
 
 
@@ -166,14 +202,15 @@ def _never_repack(network: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
+def loading(folder: Path, auto: Any) -> Iterator[None]:  # noqa: ANN401 - one of transformers' classes
     """Turn what transformers raises about a folder into an error that helps."""
+    classifier = auto is AutoModelForSequenceClassification
     try:
         yield
     except _LOADING_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         raise BaseModelError(
-            f"{folder}: cannot be loaded as a causal language model "
+            f"{folder}: cannot be loaded as a {'sequence classifier' if classifier else 'causal language model'} "
             f"({type(error).__name__}: {reason}). Get the complete model again, or choose one "
             "that this version of transformers knows."
         ) from error

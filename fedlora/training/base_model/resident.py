@@ -15,6 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import AdapterError, BaseModelError
 from fedlora.recipe import Recipe
+from fedlora.tensors import TensorSpec
+from fedlora.training.base_model.classifier import (
+    head_modules,
+    make_trainable,
+    prepare_to_pool,
+)
 from fedlora.training.base_model.facts import adapter_spec
 from fedlora.training.base_model.files import resolve
 from fedlora.training.base_model.network import (
@@ -32,8 +38,8 @@ class BaseModel:
     """A base model with one LoRA adapter on it, whose values are replaced in place.
 
     Guarantees:
-        - Nothing but the adapter's factors can be trained, and they are float32.
-        - The factors are exactly the tensors of ``spec``.
+        - Nothing but the adapter's tensors can be trained, and they are float32.
+        - They are exactly the tensors of ``spec``.
         - A base in NF4 gives the same gradients before and after it was used in evaluation mode.
     """
 
@@ -52,9 +58,9 @@ class BaseModel:
             BaseModelError: the model is not there, is incomplete, or cannot carry the adapter.
         """
         folder = resolve(recipe.base_model, recipe.base_model_revision)
-        spec = adapter_spec(recipe, folder, load_skeleton(folder))
+        spec = adapter_spec(recipe, folder, load_skeleton(folder, recipe.labels))
         device, dtype = compute(recipe)
-        network = load_network(folder, recipe, device=device, dtype=dtype)
+        network = load_network(folder, recipe, device=device, dtype=dtype, heads=spec.heads)
         base = cls(
             model=_with_lora(network, spec, recipe),
             tokenizer=load_tokenizer(folder),
@@ -62,6 +68,8 @@ class BaseModel:
             device=device,
             dtype=dtype,
         )
+        if recipe.labels:
+            prepare_to_pool(network, pad_token_id=base.pad_token_id)
         base.load_adapter(AdapterState.initial(spec, seed=recipe.seed))
         return base
 
@@ -75,13 +83,13 @@ class BaseModel:
 
     @cached_property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The trainable factors in the order of ``spec.tensors``.
+        """The trainable tensors in the order of ``spec.tensors``.
 
         Raises:
             BaseModelError: PEFT put other factors on the network than ``spec`` says.
         """
         trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        names = [_peft_name(tensor.name) for tensor in self.spec.tensors]
+        names = list(map(_peft_name, self.spec.tensors))
         if set(names) != set(trainable):
             raise BaseModelError(
                 f"lora_target_modules: PEFT adapts other modules of {self.spec.base_model} than "
@@ -153,21 +161,38 @@ class BaseModel:
         logits: Tensor = output.logits
         return logits.float()
 
+    def class_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits of each text's labels; the base must be a sequence classifier.
+
+        Args:
+            input_ids: ``(batch, length)`` int64, on any device, padded on the right.
+            attention_mask: ``(batch, length)`` int64, 0 where padded: encoders would see it.
+
+        Returns:
+            ``(batch, labels)`` float32.
+        """
+        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
+        with self.autocast():
+            logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits.float()
+
 
 def _with_lora(network: PreTrainedModel, spec: AdapterSpec, recipe: Recipe) -> PeftModel:
-    """Put float32 factors on the network and freeze all else."""
+    """Put float32 factors on the network, and freeze all else but its heads, if it has any."""
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT divides it, any number will do
         lora_dropout=recipe.lora_dropout,
         target_modules=list(spec.target_modules),
-        task_type="CAUSAL_LM",
+        exclude_modules=head_modules(spec) or None,
+        task_type=None if spec.heads else "CAUSAL_LM",  # for SEQ_CLS, PEFT would copy the head
     )
     with (
         quietly(),
         torch.random.fork_rng(devices=[]),
     ):  # PEFT draws initial values, which ours replace
         model = get_peft_model(network, config)
+    make_trainable(network, spec.heads)
     for module in model.modules():
         if isinstance(module, LoraLayer):
             # Autocast would cast the float32 copy of the input back again: 2 to 10 % of a step.
@@ -177,5 +202,7 @@ def _with_lora(network: PreTrainedModel, spec: AdapterSpec, recipe: Recipe) -> P
     return model
 
 
-def _peft_name(name: str) -> str:
-    return f"base_model.model.{name}.default.weight"
+def _peft_name(tensor: TensorSpec) -> str:
+    """Return what a tensor is called in the network; a head has no adapter's name in it."""
+    adapter = ".default.weight" if tensor.is_factor else ""
+    return f"base_model.model.{tensor.name}{adapter}"

@@ -43,3 +43,10 @@ class Objective(Protocol[RowT_contra, TokenizedT, BatchT]):
 
     def losses(self, base: BaseModel, batch: BatchT) -> Tensor:
         """Return the differentiable float32 loss of each row, ``(rows,)``."""
+
+    def measured(self, base: BaseModel, batch: BatchT) -> tuple[Tensor, Tensor]:
+        """Return each row's summed loss and what it is over, such as tokens; for an evaluation.
+
+        Returns:
+            ``(rows,)`` float32 in nats, and ``(rows,)`` int64.
+        """

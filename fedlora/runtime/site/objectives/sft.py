@@ -10,7 +10,7 @@ from fedlora.data.examples import Example
 from fedlora.data.tokens import TokenizedExample, Tokenizer, tokenize
 from fedlora.recipe import Recipe
 from fedlora.training.base_model import BaseModel
-from fedlora.training.objectives import sft_loss
+from fedlora.training.objectives import sft_loss, token_losses
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,6 @@ class Sft:
 
     def losses(self, base: BaseModel, batch: Batch) -> Tensor:
         return sft_loss(base, batch)
+
+    def measured(self, base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        return token_losses(base, batch)
