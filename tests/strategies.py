@@ -29,8 +29,7 @@ def make_spec(
         for factor, shape in (("A", (rank, inputs)), ("B", (outputs, rank)))
     ]
     tensors += [
-        TensorSpec(module=path, factor="head", shape=shape)
-        for path, shape in (heads or {}).items()
+        TensorSpec(module=path, factor="head", shape=shape) for path, shape in (heads or {}).items()
     ]
     return AdapterSpec(
         base_model="embedded",

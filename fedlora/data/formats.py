@@ -197,8 +197,6 @@ _FORMATS: Mapping[RowType, _Format] = {
         '{"instruction": "…", "input": "… (optional)", "output": "…"}',
         _of_turns(_alpaca),
     ),
-    "text-label": _Format(
-        frozenset({"text", "label"}), '{"text": "…", "label": "…"}', _text_label
-    ),
+    "text-label": _Format(frozenset({"text", "label"}), '{"text": "…", "label": "…"}', _text_label),
     "text": _Format(frozenset({"text"}), '{"text": "…"}', _of_turns(_plain_text)),
 }

@@ -116,9 +116,7 @@ def _split(
     return _parts(examples, drawn)
 
 
-def _parts(
-    examples: Sequence[Row], drawn: set[Row]
-) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+def _parts(examples: Sequence[Row], drawn: set[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Return the rows to train on, copies and all, and those that are held out, once each."""
     train = tuple(example for example in examples if example not in drawn)
     return train, tuple(example for example in dict.fromkeys(examples) if example in drawn)

@@ -79,7 +79,7 @@ def require_adapter(
 
 
 def _head_norms(state: AdapterState, *, seed: int) -> dict[str, float]:
-    """Return the spectral norm of each head's change since the beginning; a vector's is its norm."""
+    """Return the spectral norm of what each head has become since the beginning."""
     if not state.spec.heads:
         return {}
     beginning = dict(AdapterState.initial(state.spec, seed=seed).heads())

@@ -218,6 +218,10 @@ def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable
     if not math.isclose(spec.scaling, recipe.lora_alpha / recipe.lora_r):
         asked = f"{spec.scaling:g} is asked"
         yield f"adapter: scaling {recipe.lora_alpha / recipe.lora_r:g} is the recipe's, but {asked}"
+    yield from _of_tensors(recipe, spec)
+
+
+def _of_tensors(recipe: Recipe, spec: AdapterSpec) -> Iterable[str]:
     factors: dict[str, list[str]] = {}
     for tensor in spec.tensors:
         if tensor.with_rank(spec.rank) != tensor:

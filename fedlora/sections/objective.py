@@ -27,7 +27,7 @@ class ObjectiveKeys(Section):
         if not isinstance(value, Sequence) or isinstance(value, str):
             return value
         if any(isinstance(label, bool) for label in value):
-            raise ValueError('YAML reads yes, no, true and false as truth values: quote them ("no")')
+            raise ValueError('true and false are no names to YAML: quote them, as in "true"')
         return [str(label) if isinstance(label, int) else label for label in value]
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ def evaluate(
         AdapterError: the adapter does not fit the base.
     """
     total = Evaluation(loss_sum=0.0, tokens=0)
-    for losses, tokens in _measured(base, state, batches, measure):
+    for losses, tokens in _measured(base, state, batches, measure=measure):
         loss_sum = float(losses.sum(dtype=torch.float64))
         total += Evaluation(loss_sum=loss_sum, tokens=int(tokens.sum()))
     return total
@@ -80,7 +80,7 @@ def example_losses(
     """
     return [
         loss
-        for losses, tokens in _measured(base, state, batches, measure)
+        for losses, tokens in _measured(base, state, batches, measure=measure)
         for loss in (losses.double() / tokens.clamp(min=1)).tolist()
     ]
 
@@ -103,7 +103,7 @@ def clipped_loss_sum(
         AdapterError: the adapter does not fit the base.
     """
     total = 0.0
-    for losses, tokens in _measured(base, state, batches, measure):
+    for losses, tokens in _measured(base, state, batches, measure=measure):
         means = (losses.double() / tokens.clamp(min=1)).nan_to_num(nan=largest)
         total += float(means.clamp(min=0, max=largest).sum())
     return total
@@ -111,7 +111,7 @@ def clipped_loss_sum(
 
 @torch.no_grad()
 def _measured(
-    base: BaseModel, state: AdapterState | None, batches: Iterable[Any], measure: Measure
+    base: BaseModel, state: AdapterState | None, batches: Iterable[Any], *, measure: Measure
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what is measured of each batch, example by example."""
     if state is not None:

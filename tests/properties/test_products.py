@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedlora import products
 from fedlora.adapter import AdapterSpec, AdapterState, AdapterUpdate
+from fedlora.tensors import KINDS as TENSOR_KINDS
 from tests.oracles import dense_products, nearest_adapter
 from tests.strategies import HEADS, make_spec, make_state
 
@@ -71,7 +72,9 @@ def pairs_of_updates(draw: st.DrawFn) -> tuple[AdapterState, list[AdapterUpdate]
     spec = make_spec(rank=rank, alpha=scaling * rank, modules=modules, heads=HEADS)
     received, updates = make_state(spec, seed=draw(SEEDS)), []
     for _ in range(2):
-        kinds = draw(st.sampled_from(["A", "B", "AB", ("B", "head"), ("head",), ("A", "B", "head")]))
+        kinds = draw(
+            st.sampled_from(["A", "B", "AB", ("B", "head"), ("head",), tuple(TENSOR_KINDS)])
+        )
         part = spec.part(kinds, rank=draw(st.integers(1, 8)))
         size = draw(st.sampled_from([1.0, 1e-3, 1e-6]))
         values = make_state(part, seed=draw(SEEDS)).values * size

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fedlora.adapter import AdapterSpec
 from fedlora.errors import BaseModelError
-from fedlora.peft_folder import SAVED_WHOLE
+from fedlora.peft_config import SAVED_WHOLE
 from fedlora.tensors import TensorSpec
 from fedlora.training.base_model.network import auto_model, loading, quietly
 
@@ -74,7 +74,7 @@ def make_trainable(network: PreTrainedModel, heads: Collection[TensorSpec]) -> N
 
 
 def prepare_to_pool(network: PreTrainedModel, *, pad_token_id: int) -> None:
-    """Let a decoder take the last token that is no padding for the whole text, and keep no cache."""
+    """Let a decoder take the last token that is no padding for the text, and keep no cache."""
     config = network.config.get_text_config()
     config.pad_token_id, config.use_cache = pad_token_id, False
 

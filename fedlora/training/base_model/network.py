@@ -30,6 +30,11 @@ _LONGEST_EAGER = 256
 """Up to this length, plain matrix products train faster on CPUs than torch's fused attention: by
 a tenth at 128 tokens, not at all from 512 (a Llama of 30 M parameters, bfloat16)."""
 
+_KINDS = {
+    AutoModelForCausalLM: "a causal language model",
+    AutoModelForSequenceClassification: "a sequence classifier",
+    AutoTokenizer: "a tokenizer",
+}
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -204,13 +209,11 @@ def _never_repack(network: PreTrainedModel) -> None:
 @contextmanager
 def loading(folder: Path, auto: Any) -> Iterator[None]:  # noqa: ANN401 - one of transformers' classes
     """Turn what transformers raises about a folder into an error that helps."""
-    classifier = auto is AutoModelForSequenceClassification
     try:
         yield
     except _LOADING_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         raise BaseModelError(
-            f"{folder}: cannot be loaded as a {'sequence classifier' if classifier else 'causal language model'} "
-            f"({type(error).__name__}: {reason}). Get the complete model again, or choose one "
-            "that this version of transformers knows."
+            f"{folder}: cannot be loaded as {_KINDS[auto]} ({type(error).__name__}: {reason}). Get "
+            "the complete model again, or choose one that this version of transformers knows."
         ) from error

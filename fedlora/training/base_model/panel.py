@@ -119,6 +119,11 @@ class Panel:
         Raises:
             AdapterError: it does not fit.
         """
+        if state.spec.heads:
+            raise AdapterError(
+                f"An adapter with a head ({state.spec.heads[0].name}) tells labels apart; it does "
+                "not answer. Load it with PEFT, as its card says."
+            )
         for module, down, up in state.pairs():
             shape = (up.shape[0], down.shape[1])
             if self._shapes.get(module) != shape:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedlora.errors import AdapterError, ReleaseError
-from fedlora.peft_folder import CONFIG, WEIGHTS, write_peft_folder
+from fedlora.peft_config import CONFIG
+from fedlora.peft_folder import WEIGHTS, write_peft_folder
 from fedlora.release.engines.lint import UNSEEN, Report, lint, require_loadable
 from fedlora.release.engines.rule import ENGINES
 from fedlora.release.engines.rules import RULES
