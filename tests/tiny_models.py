@@ -50,6 +50,11 @@ class Tokens:
     input_ids: Tensor
     labels: Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Supervised tokens."""
+        return int((self.labels[:, 1:] != -100).sum())
+
     def row(self, index: int) -> "Tokens":
         """Return one example without its padding."""
         length = int((self.input_ids[index] != 0).sum())

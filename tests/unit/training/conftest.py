@@ -22,6 +22,11 @@ class Tokens:
     input_ids: Tensor
     labels: Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Supervised tokens."""
+        return int((self.labels[:, 1:] != -100).sum())
+
 
 @pytest.fixture(scope="session")
 def recipe_of() -> RecipeOf:
