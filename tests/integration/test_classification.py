@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from fedlora.adapter import AdapterState
+from fedlora.errors import FedloraError
 from fedlora.methods import METHODS
 from fedlora.recipe import Recipe
 from fedlora.runtime import simulation
@@ -92,3 +93,41 @@ def test_every_method_trains_the_head(recipe_of, tmp_path, method):
     beginning = dict(AdapterState.initial(state.spec, seed=recipe.seed).heads())
     for name, values in state.heads():
         assert not torch.equal(values, beginning[name])
+
+
+PRIVACY = {"unit": "example", "epsilon": 8, "delta": 1e-3, "records": 90, "evaluation_noise": 6}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
+def test_a_private_run_trains_the_head(recipe_of, tmp_path, architecture):
+    """Its gradients are clipped and noised with B's; what is released says so."""
+    path = write_base(tmp_path / "base", architecture)
+    federation = {"rounds": 2, "local_steps": 2}
+    run = play(recipe_of(str(path), federation=federation, privacy=PRIVACY), tmp_path / "runs")
+    state, recipe = run.load().adapter, run.recipe()
+    beginning = dict(AdapterState.initial(state.spec, seed=recipe.seed).factors())
+    for tensor, values in state.factors():
+        assert torch.equal(values, beginning[tensor]) == (tensor.factor == "A")
+    records = run.records()
+    assert all(record["refused"] == {} for record in records)
+    assert all("train_loss" not in facts for facts in records[1]["folded"].values())
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "nf4"])
+def test_a_head_travels_by_every_codec(recipe_of, tmp_path, codec):
+    """Its vectors, too; with nf4 and freeze-a what rounding loses is kept for the next round."""
+    path = write_base(tmp_path / "base", "roberta")
+    federation = {"rounds": 2, "local_steps": 2, "method": "freeze-a"}
+    wire = {"codec": codec, "compress": True}
+    run = play(recipe_of(str(path), federation=federation, wire=wire), tmp_path / "runs")
+    assert all(record["refused"] == {} for record in run.records())
+    assert run.load().adapter.is_finite()
+
+
+def test_a_run_with_an_unknown_label_does_not_start(recipe_of, tmp_path):
+    """The row is named by file and line, and the recipe's labels are listed."""
+    path = write_base(tmp_path / "base", "bert")
+    recipe = recipe_of(str(path)).model_copy(update={"labels": ("ham", "eggs")})
+    run = simulation.start(plan(recipe), runs=tmp_path / "runs")
+    with pytest.raises(FedloraError, match=r"a\.csv, line \d+: the label is none of .* ham, eggs"):
+        simulation.simulate(run, observe=lambda _: None)

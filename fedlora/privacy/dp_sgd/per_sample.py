@@ -41,7 +41,7 @@ class Trained(Protocol):
     @property
     def pooled(self) -> Collection[int]:
         """Places of the parameters whose modules may be given one vector for each example,
-        ``(batch, in_features)``, as heads are.
+        ``(batch, in_features)``: what comes after the tokens of an example were pooled.
         """
 
 

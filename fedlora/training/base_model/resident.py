@@ -134,9 +134,23 @@ class BaseModel:
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """Compute with the base alone inside the block."""
-        with self.model.disable_adapter():
+        """Compute with the base alone inside the block; without a head all labels are alike."""
+        with self._heads_off(), self.model.disable_adapter():
             yield
+
+    @contextmanager
+    def _heads_off(self) -> Iterator[None]:
+        """Let heads be zero inside the block: the base has none of its own."""
+        pairs = zip(self.parameters, self.spec.tensors, strict=True)
+        heads = [parameter.detach() for parameter, tensor in pairs if not tensor.is_factor]
+        kept = [head.clone() for head in heads]
+        try:
+            for head in heads:
+                head.zero_()
+            yield
+        finally:
+            for head, values in zip(heads, kept, strict=True):
+                head.copy_(values)
 
     def autocast(self) -> torch.autocast:
         """Compute in ``dtype`` inside the block, with the float32 factors too."""

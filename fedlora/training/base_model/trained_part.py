@@ -28,8 +28,13 @@ class TrainedPart:
         """The model's own, in the order of ``part``."""
         self.tensors: list[Tensor] = []
         """The views, in the order of ``part``."""
-        self.pooled = frozenset(n for n, tensor in enumerate(part.tensors) if not tensor.is_factor)
-        """Places of those whose modules may be given one vector for each example: heads."""
+        self.pooled = frozenset(
+            place
+            for place, tensor in enumerate(part.tensors)
+            if not tensor.is_factor or (whole.heads and _is_outside_layers(tensor.module))
+        )
+        """Places of those whose modules may be given one vector for each example: of a classifier
+        the head, and what stands between the layers and the head."""
         for parameter, tensor in zip(parameters, whole.tensors, strict=True):
             parameter.requires_grad_(tensor.name in shapes)  # what is not trained costs nothing
             if tensor.name in shapes:
@@ -43,3 +48,8 @@ class TrainedPart:
             leading = tuple(map(slice, view.shape))
             view.grad = None if parameter.grad is None else parameter.grad[leading]
             parameter.grad = None
+
+
+def _is_outside_layers(module: str) -> bool:
+    """Tell whether a module is in none of the numbered layers, where tokens may be mixed up."""
+    return not any(part.isdigit() for part in module.split("."))

@@ -1,6 +1,7 @@
 """Classifiers: their head, their loss, and how they are loaded."""
 
 import json
+import math
 import re
 
 import pytest
@@ -200,6 +201,18 @@ def test_an_evaluation_sums_over_texts(folder):
     ]
 
 
+def test_without_adapter_and_head_all_labels_are_alike(folder):
+    """Which is what a base knows that has no head; the head is there again afterwards."""
+    base = BaseModel.load(classifier_recipe(base_model=str(folder)))
+    state, batch = trained(base), batch_of(base)
+    alone = evaluate(base, None, [batch], measure=label_losses)
+    assert alone.loss == pytest.approx(math.log(2))
+    base.load_adapter(state)
+    with base.adapter_off():
+        pass
+    assert torch.equal(base.adapter().values, state.values)
+
+
 def test_a_head_of_other_labels_is_replaced(tmp_path):
     """A base that was a classifier of five is one of two, whose head begins anew."""
     folder = write_base(tmp_path / "base")
@@ -267,4 +280,3 @@ def test_a_locked_recipe_knows_the_head(folder):
     assert describe(again).spec == facts.spec
     ours, theirs = (AdapterState.initial(each, seed=9) for each in (spec_of(again), facts.spec))
     assert torch.equal(ours.values, theirs.values)
-

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fedlora.adapter import AdapterState
-from fedlora.training import evaluation
 from fedlora.training.evaluation import Evaluation, clipped_loss_sum, evaluate, example_losses
 from fedlora.training.objectives import token_losses
 
