@@ -59,6 +59,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "base model", f"{base.name}{revision} ({base.digest[:12]})"
     shape = f"rank {adapter.rank}, alpha {adapter.alpha:g}, {counted(adapter.modules, 'module')}"
     yield "adapter", f"{shape}, {adapter.parameters:,} parameters"
+    if adapter.labels:
+        yield "tells apart", ", ".join(adapter.labels)
     parent = f", after {origin.parent[:12]}" if origin.parent else ""
     yield "from", f"run {origin.run}, round {origin.round} of {origin.rounds}{parent}"
     if origin.began_with:
@@ -93,7 +95,7 @@ def _losses(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 
 
 def _change(loss: Loss) -> str:
-    return f"{fmt.loss(loss.base)} → {fmt.loss(loss.adapter)} nats per token"
+    return f"{fmt.loss(loss.base)} → {fmt.loss(loss.adapter)} nats"
 
 
 def _table(*columns: str) -> Table:

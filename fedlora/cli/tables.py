@@ -111,5 +111,6 @@ def print_outcome(run: RunFolder) -> None:
     table.add_row("report", str(run.report))
     personal = run.recipe().federation.facts.personal
     chosen = next(iter(sorted(run.release.iterdir()))) if personal else run.path
-    table.add_row("try it", f"fedlora chat {chosen}")
+    if not run.recipe().labels:
+        table.add_row("try it", f"fedlora chat {chosen}")
     _console.print(table)

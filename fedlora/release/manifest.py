@@ -67,8 +67,11 @@ class Adapter(Section):
     """The change to a weight is ``alpha / rank · B·A``."""
     target_modules: Strings
     modules: Count
+    """That B·A is added to; a classifier's head is trained whole and not among them."""
     parameters: Count
     dtype: Literal["float32"] = "float32"
+    labels: Strings | None = None
+    """What a classifier tells apart, in the order of its outputs; absent of a language model."""
 
 
 class Quantization(Section):
@@ -134,7 +137,7 @@ class Privacy(Section):
 
 
 class Loss(Section):
-    """Loss on one text, in nats a token."""
+    """Loss on one text, in nats a token; of a classifier, in nats a text."""
 
     base: float
     adapter: float

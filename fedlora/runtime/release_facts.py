@@ -192,15 +192,16 @@ class Facts:
         return _loss(before[site], after[site])
 
 
-def adapter_facts(spec: AdapterSpec) -> Adapter:
-    """Return what a manifest says of an adapter's specification."""
+def adapter_facts(spec: AdapterSpec, recipe: Recipe) -> Adapter:
+    """Return what a manifest says of an adapter's specification, and of what it predicts."""
     return Adapter(
         digest=spec.digest,
         rank=spec.rank,
         alpha=spec.alpha,
         target_modules=spec.target_modules,
-        modules=len({tensor.module for tensor in spec.tensors}),
+        modules=len(spec.modules),
         parameters=spec.size,
+        labels=recipe.labels,
     )
 
 
