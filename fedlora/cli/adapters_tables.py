@@ -9,6 +9,7 @@ from fedlora.release.index import Index
 from fedlora.release.manifest import Evaluation, Loss, Manifest, Privacy
 from fedlora.runtime.reports import format as fmt
 from fedlora.runtime.reports.format import counted, size
+from fedlora.sections import LossUnit
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -89,13 +90,13 @@ def _privacy(privacy: Privacy) -> str:
 
 def _losses(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if evaluation.held_out:
-        yield "held-out loss", f"{_change(evaluation.held_out)}, mean of the sites"
+        yield "held-out loss", f"{_change(evaluation.held_out, evaluation.unit)}, mean of the sites"
     if evaluation.forgetting:
-        yield "general text", _change(evaluation.forgetting)
+        yield "general text", _change(evaluation.forgetting, "token")
 
 
-def _change(loss: Loss) -> str:
-    return f"{fmt.loss(loss.base)} → {fmt.loss(loss.adapter)} nats"
+def _change(loss: Loss, unit: LossUnit) -> str:
+    return f"{fmt.loss(loss.base)} → {fmt.loss(loss.adapter)} nats per {unit}"
 
 
 def _table(*columns: str) -> Table:

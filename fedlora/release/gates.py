@@ -94,7 +94,7 @@ def _of_public(now: Evaluation, gate: Publish) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bound:
-    """What a loss is held against, in nats a token or, of a classifier, a text."""
+    """What a loss is held against, in nats."""
 
     loss: float
     whose: str

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from fedlora.errors import ReleaseError
 from fedlora.methods import Method, Robust
-from fedlora.sections import Count, Digest, Name, Section, Strings
+from fedlora.sections import Count, Digest, LossUnit, Name, Section, Strings
 from fedlora.signing import canonical
 
 MANIFEST = "manifest.json"
@@ -137,7 +137,7 @@ class Privacy(Section):
 
 
 class Loss(Section):
-    """Loss on one text, in nats a token; of a classifier, in nats a text."""
+    """Loss on one text, in nats."""
 
     base: float
     adapter: float
@@ -146,6 +146,8 @@ class Loss(Section):
 class Evaluation(Section):
     """How good it is. Under privacy all of it is noised and charged, or on public data."""
 
+    unit: LossUnit = "token"
+    """What the losses on held-out rows are a mean over; on a public text it is tokens."""
     held_out: Loss | None = None
     """The mean over the sites, each of which counts the same, so that no size can be worked out."""
     sites: dict[Pseudonym, Loss] | None = None

@@ -162,10 +162,11 @@ class Facts:
         if self.site:
             sites = [site for site in sites if site == self.site]
         if not sites:
-            return Evaluation(forgetting=self._forgetting())
+            return Evaluation(unit=self.recipe.loss_unit, forgetting=self._forgetting())
         shown = [_loss(before[site], after[site]) for site in sites]
         named = dict(sorted(zip(map(self.pseudonym, sites), shown, strict=True)))
         return Evaluation(
+            unit=self.recipe.loss_unit,
             held_out=Loss(
                 base=_mean(loss.base for loss in shown),
                 adapter=_mean(loss.adapter for loss in shown),

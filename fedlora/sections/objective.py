@@ -1,11 +1,13 @@
 """The keys at the top of a recipe that say what is learned from the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from fedlora.sections.section import Section
+
+LossUnit = Literal["token", "pair", "text"]
 
 Label = Annotated[str, Field(pattern=r"^\S(.{0,98}\S)?$")]
 """A class's name as rows have it, without white space around it."""
@@ -69,6 +71,12 @@ class ObjectiveKeys(Section):
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"labels names {twice[0]} twice: each class has one place")
         return self
+
+    @property
+    def loss_unit(self) -> LossUnit:
+        """What a measured loss is a mean over: it is in nats per so much."""
+        units: Mapping[str, LossUnit] = {"sft": "token", "dpo": "pair", "classification": "text"}
+        return units[self.objective]
 
     @property
     def rows_of_example(self) -> int:

@@ -19,7 +19,6 @@ from fedlora.runtime.site.site import Site, resident_base
 from fedlora.sections import EMBEDDED
 from fedlora.training.base_model import resolve
 from fedlora.training.base_model.network import quietly
-from fedlora.training.objectives import confusion
 from tests.classifiers import LABELS, classifier_recipe, write_base, write_csv
 
 
@@ -66,11 +65,17 @@ def test_a_release_classifies_in_peft_as_it_did_here(recipe_of, tmp_path, base_m
     comparison = read_comparison(run)
     assert overall(comparison.federated).loss < overall(comparison.base).loss - 0.2
     site = Site.open(run.recipe(), "a")
-    batch = next(site._micro_batches(site.held_out_rows))
+    batch = next(site._batching.sorted_by_length(site.held_out_rows))
     state = run.load().adapter
     expected = ours(run.recipe(), state, batch)
-    counts = confusion(site.base, batch)
-    assert counts.diagonal().sum() / counts.sum() >= 0.8
+    assert site.evaluate(state).means["label_accuracy"] >= 0.8
+    assert run.records()[-1]["shares"]["a"]["label_accuracy"] == [
+        (share := site.evaluate(state).shares["label_accuracy"]).total,
+        share.count,
+    ]
+    assert "nats per text" in (text := run.report.read_text(encoding="utf-8"))
+    assert "erplexity" not in text
+    assert "Macro F1" in text
 
     with quietly():
         plain = AutoModelForSequenceClassification.from_pretrained(

@@ -97,15 +97,19 @@ def begun_with(state: AdapterState, method: str = "product") -> Recipe:
         tokenizer_digest="1" * 64,
         target_modules=SPEC.target_modules,
         modules=(("a", 1, 1),),
-        beginning=Beginning(a_digest=factor_digest(state, "A"), b_digest=factor_digest(state, "B")),
+        beginning=Beginning(
+            a_digest=factor_digest(state, "A"),
+            b_digest=factor_digest(state, "B"),
+            head_digest=factor_digest(state, "head"),
+        ),
     )
     values = recipe(method, "init_from=adapter").model_dump(mode="json", exclude_none=True)
     return Recipe.model_validate({**values, "lock": lock.model_dump(mode="json")})
 
 
-@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("place", [0, -1, SPEC.part(("A", "B")).size - 1])
 def test_a_run_may_begin_with_the_adapter_that_it_was_locked_to(place):
-    """Value for value, of A and of B; not with what the seed would give."""
+    """Value for value, of A, of B and of the head; not with what the seed would give."""
     state = make_state(SPEC, seed=3)
     asked = begun_with(state)
     require_adapter(state, number=0, recipe=asked, bounds=FREE)

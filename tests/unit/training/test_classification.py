@@ -14,16 +14,16 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedlora.adapter import AdapterState
 from fedlora.data.examples import Labelled
-from fedlora.data.labels import collate_texts, tokenize_text
+from fedlora.data.labels import LabelledBatch, collate_texts, tokenize_text
 from fedlora.errors import BaseModelError
 from fedlora.runtime.lock import locked, spec_of
 from fedlora.training.base_model import BaseModel, describe
 from fedlora.training.base_model.classifier import head_tensors
 from fedlora.training.base_model.network import load_skeleton, quietly
-from fedlora.training.evaluation import evaluate
+from fedlora.training.evaluation import Share, evaluate
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
-from fedlora.training.objectives import confusion, label_loss, label_losses
+from fedlora.training.objectives import label_loss, label_measure
 from tests.classifiers import ARCHITECTURES, LABELS, classifier_recipe, texts, write_base
 
 HEADS = {
@@ -182,10 +182,10 @@ def test_a_part_without_the_head_leaves_it(folder):
 
 
 def test_an_evaluation_sums_over_texts(folder):
-    """Each counts once; counts by label and answer add up to the accuracy."""
+    """Each counts once; of each class there are hits, guesses and texts, by their definition."""
     base = BaseModel.load(classifier_recipe(base_model=str(folder)))
     state, batches = trained(base), [batch_of(base, count=5), batch_of(base, count=3)]
-    found = evaluate(base, state, batches, measure=label_losses)
+    found = evaluate(base, state, batches, measure=label_measure)
     with torch.no_grad():
         losses = torch.cat([label_loss(base, batch) for batch in batches])
         answers = torch.cat(
@@ -194,18 +194,40 @@ def test_an_evaluation_sums_over_texts(folder):
     assert found.tokens == 8
     assert found.loss == pytest.approx(float(losses.mean()))
     labels = torch.cat([batch.labels for batch in batches])
-    counts = sum(confusion(base, batch) for batch in batches)
-    assert counts.tolist() == [
-        [int(((labels == row) & (answers == column)).sum()) for column in range(2)]
-        for row in range(2)
-    ]
+    pairs = list(zip(labels.tolist(), answers.tolist(), strict=True))
+    assert found.shares == {
+        "label_accuracy": Share(total=sum(there == said for there, said in pairs), count=8)
+    } | {
+        f"f1.{k}": Share(
+            total=2 * pairs.count((k, k)),
+            count=sum(there == k for there, _ in pairs) + sum(said == k for _, said in pairs),
+        )
+        for k in range(2)
+    }
+    assert 0 <= found.means["macro_f1"] <= 1
+
+
+@pytest.mark.parametrize(("classes", "counted"), [(100, 100), (101, 0)])
+def test_of_more_than_a_hundred_classes_none_is_counted_by_itself(classes, counted):
+    """Their names could not leave a site; the accuracy is counted all the same."""
+
+    class Uniform:
+        device = torch.device("cpu")
+
+        def class_logits(self, input_ids, _attention_mask):
+            return torch.eye(classes)[: len(input_ids)]
+
+    batch = LabelledBatch(torch.zeros(3, 2), torch.ones(3, 2), torch.tensor([0, 1, 5]))
+    shares = label_measure(Uniform(), batch).shares
+    assert shares.pop("label_accuracy") == Share(total=2, count=3)
+    assert len(shares) == counted
 
 
 def test_without_adapter_and_head_all_labels_are_alike(folder):
     """Which is what a base knows that has no head; the head is there again afterwards."""
     base = BaseModel.load(classifier_recipe(base_model=str(folder)))
     state, batch = trained(base), batch_of(base)
-    alone = evaluate(base, None, [batch], measure=label_losses)
+    alone = evaluate(base, None, [batch], measure=label_measure)
     assert alone.loss == pytest.approx(math.log(2))
     base.load_adapter(state)
     with base.adapter_off():
