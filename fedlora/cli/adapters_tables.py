@@ -90,7 +90,10 @@ def _privacy(privacy: Privacy) -> str:
 
 def _losses(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if evaluation.held_out:
-        yield "held-out loss", f"{_change(evaluation.held_out, evaluation.unit)}, mean of the sites"
+        yield (
+            "held-out loss",
+            f"{_change(evaluation.held_out, evaluation.unit or 'token')}, mean of the sites",
+        )
     if evaluation.forgetting:
         yield "general text", _change(evaluation.forgetting, "token")
 

@@ -133,13 +133,13 @@ def _evaluation(manifest: Manifest) -> str:
     found = manifest.evaluation
     rows = [("held-out rows, mean over the sites", found.held_out)]
     rows += [(f"held-out rows of `{site}`", loss) for site, loss in (found.sites or {}).items()]
-    public = "" if found.unit == "token" else ", nats a token"
+    public = ", nats a token" if found.unit else ""
     rows.append((f"public general text (forgetting){public}", found.forgetting))
     measured = [(name, *_losses(loss)) for name, loss in rows if loss]
     if not measured:
         return "Nothing was measured."
     base = "base with an untrained head" if manifest.adapter.labels else "base"
-    heads = (f"Loss, nats a {found.unit}", base, "with adapter")
+    heads = (f"Loss, nats a {found.unit or 'token'}", base, "with adapter")
     notes = [_table(heads, measured)]
     if found.held_out and manifest.privacy.unit != "none":
         notes.append(

@@ -146,8 +146,9 @@ class Loss(Section):
 class Evaluation(Section):
     """How good it is. Under privacy all of it is noised and charged, or on public data."""
 
-    unit: LossUnit = "token"
-    """What the losses on held-out rows are a mean over; on a public text it is tokens."""
+    unit: LossUnit | None = None
+    """What the losses on held-out rows are a mean over; absent where that is tokens, as it always
+    is on a public text."""
     held_out: Loss | None = None
     """The mean over the sites, each of which counts the same, so that no size can be worked out."""
     sites: dict[Pseudonym, Loss] | None = None

@@ -162,11 +162,11 @@ class Facts:
         if self.site:
             sites = [site for site in sites if site == self.site]
         if not sites:
-            return Evaluation(unit=self.recipe.loss_unit, forgetting=self._forgetting())
-        shown = [_loss(before[site], after[site]) for site in sites]
+            return Evaluation(forgetting=self._forgetting())
+        shown, unit = [_loss(before[site], after[site]) for site in sites], self.recipe.loss_unit
         named = dict(sorted(zip(map(self.pseudonym, sites), shown, strict=True)))
         return Evaluation(
-            unit=self.recipe.loss_unit,
+            unit=None if unit == "token" else unit,
             held_out=Loss(
                 base=_mean(loss.base for loss in shown),
                 adapter=_mean(loss.adapter for loss in shown),

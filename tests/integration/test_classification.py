@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from fedlora.adapter import AdapterState
-from fedlora.errors import FedloraError
+from fedlora.errors import AdapterError, FedloraError
 from fedlora.methods import METHODS
 from fedlora.recipe import Recipe
 from fedlora.runtime import simulation
@@ -98,6 +98,21 @@ def test_every_method_trains_the_head(recipe_of, tmp_path, method):
     beginning = dict(AdapterState.initial(state.spec, seed=recipe.seed).heads())
     for name, values in state.heads():
         assert not torch.equal(values, beginning[name])
+
+
+def test_a_run_goes_on_from_a_classifiers_release(recipe_of, tmp_path):
+    """With its head, value for value; labels in another order would mean other outputs."""
+    path = str(write_base(tmp_path / "base", "roberta"))
+    federation = {"rounds": 1, "local_steps": 4}
+    first = play(recipe_of(path, federation=federation), tmp_path / "runs")
+    after = {"federation": federation, "init_from": str(first.release)}
+    run = play(recipe_of(path, **after), tmp_path / "runs")
+    assert torch.equal(run.beginning().values, first.load().adapter.values)
+    losses = [overall(read_comparison(each).federated).loss for each in (first, run)]
+    assert losses[1] < losses[0]
+    other = recipe_of(path, **after).model_copy(update={"labels": LABELS[::-1]})
+    with pytest.raises(AdapterError, match=r"tells apart ham, spam, but the .* are spam, ham"):
+        plan(other)
 
 
 PRIVACY = {"unit": "example", "epsilon": 8, "delta": 1e-3, "records": 90, "evaluation_noise": 6}

@@ -302,3 +302,18 @@ def test_a_locked_recipe_knows_the_head(folder):
     assert describe(again).spec == facts.spec
     ours, theirs = (AdapterState.initial(each, seed=9) for each in (spec_of(again), facts.spec))
     assert torch.equal(ours.values, theirs.values)
+
+
+def test_a_base_that_mixes_examples_is_refused(tmp_path, monkeypatch):
+    """An encoder may look at all tokens of a text, but at none of another's."""
+    folder = write_base(tmp_path / "base")
+    forward = BertForSequenceClassification.forward
+
+    def mixed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits - output.logits.mean(dim=0)
+        return output
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", mixed)
+    with pytest.raises(BaseModelError, match="lets examples of a batch see each other"):
+        BaseModel.load(classifier_recipe(base_model=str(folder)))
