@@ -1,23 +1,32 @@
 """Adapters as values: the types that cross the layers, and their arithmetic.
 
-An adapter is a specification and one flat float32 vector. The factors are views into that vector,
+An adapter is a specification and one flat float32 vector. The tensors are views into that vector,
 so sums, norms and the wire format are operations on a single contiguous buffer.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from fedlora.errors import AdapterError
+from fedlora.tensors import KINDS, Factor, TensorSpec
 
-Factor = Literal["A", "B"]
+__all__ = [
+    "AdapterSpec",
+    "AdapterState",
+    "AdapterUpdate",
+    "Factor",
+    "InspectedUpdate",
+    "TensorSpec",
+    "overlap",
+]
 
 _BLOCK = 2**16
 """Values that are summed in float32, or taken to float64, at once."""
@@ -26,37 +35,11 @@ _TINY = 1e-20
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One factor of one adapted module."""
-
-    module: str
-    """Path of the adapted module in the base model, such as ``model.layers.0.mlp.up_proj``."""
-    factor: Factor
-    shape: tuple[int, int]
-    """``(rank, in_features)`` for A, ``(out_features, rank)`` for B."""
-
-    @property
-    def name(self) -> str:
-        """Name of the tensor, such as ``model.layers.0.mlp.up_proj.lora_A``."""
-        return f"{self.module}.lora_{self.factor}"
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-    def with_rank(self, rank: int) -> Self:
-        """Return the same factor for another rank."""
-        rows, columns = self.shape
-        return replace(self, shape=(rank, columns) if self.factor == "A" else (rows, rank))
-
-
-@dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
     """What an adapter is made of; equal digests mean that adapters can be added.
 
     The change to module ``m``'s weight is ``scaling * B_m @ A_m`` (Hu et al. 2021,
-    arXiv:2106.09685, section 4.1).
+    arXiv:2106.09685, section 4.1). A head takes the place of what the base has there, or has not.
     """
 
     base_model: str
@@ -69,12 +52,22 @@ class AdapterSpec:
     target_modules: tuple[str, ...]
     """What PEFT needs in order to find the adapted modules again."""
     tensors: tuple[TensorSpec, ...]
-    """The factors in the order in which they lie in the flat vector."""
+    """In the order in which they lie in the flat vector; heads behind all factors."""
 
     @property
     def scaling(self) -> float:
         """``lora_alpha / rank``, dimensionless."""
         return self.alpha / self.rank
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the adapted modules, in order; heads are not adapted, but trained whole."""
+        return tuple(dict.fromkeys(each.module for each in self.tensors if each.is_factor))
+
+    @property
+    def heads(self) -> tuple[TensorSpec, ...]:
+        """The tensors that are no factors of a product."""
+        return tuple(tensor for tensor in self.tensors if not tensor.is_factor)
 
     @cached_property
     def size(self) -> int:
@@ -101,10 +94,11 @@ class AdapterSpec:
         fields["target_modules"] = tuple(fields["target_modules"])
         return cls(tensors=tensors, **fields)
 
-    def part(self, factors: str = "AB", *, rank: int | None = None) -> Self:
+    def part(self, factors: Collection[str] = tuple(KINDS), *, rank: int | None = None) -> Self:
         """Return the part of the adapter that is the leading ``rank`` components of ``factors``.
 
         A part scales its products as the whole does; a rank above the adapter's own makes it wider.
+        A head has no rank: a part has all of it, or nothing.
         """
         rank = rank or self.rank
         kept = tuple(tensor for tensor in self.tensors if tensor.factor in factors)
@@ -137,7 +131,7 @@ class AdapterSpec:
 class _Adapter:
     spec: AdapterSpec
     values: Tensor
-    """``(spec.size,)`` float32 on the CPU: all factors, one after another, each row-major."""
+    """``(spec.size,)`` float32 on the CPU: all tensors, one after another, each row-major."""
 
     def __post_init__(self) -> None:
         values = self.values
@@ -149,7 +143,7 @@ class _Adapter:
             )
 
     def factors(self) -> Iterator[tuple[TensorSpec, Tensor]]:
-        """Yield each factor's specification and a view of its values in their shape."""
+        """Yield each tensor's specification and a view of its values in their shape."""
         for tensor, start in self.spec.offsets():
             yield tensor, self.values[start : start + tensor.size].view(tensor.shape)
 
@@ -161,14 +155,21 @@ class _Adapter:
         """
         found: dict[str, dict[Factor, Tensor]] = {}
         for tensor, values in self.factors():
-            found.setdefault(tensor.module, {})[tensor.factor] = values
+            if tensor.is_factor:
+                found.setdefault(tensor.module, {})[tensor.factor] = values
         for module, pair in found.items():
             if len(pair) < 2:
                 raise AdapterError(f"{module} has only one of its two factors: there is no B·A.")
             yield module, pair["A"], pair["B"]
 
+    def heads(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each tensor that is no factor of a product: its name, and a view of its values."""
+        for tensor, values in self.factors():
+            if not tensor.is_factor:
+                yield tensor.name, values
+
     def norm(self) -> float:
-        """Return the Frobenius norm over all factors, to about six digits."""
+        """Return the Frobenius norm over all tensors, to about six digits."""
         square = math.fsum(float(block @ block) for block in self.values.split(_BLOCK))
         if _TINY < square < math.inf:
             return math.sqrt(square)
@@ -191,18 +192,18 @@ class _Adapter:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdapterState(_Adapter):
-    """The factors themselves: a site's or the global adapter at one moment."""
+    """The tensors themselves: a site's or the global adapter at one moment."""
 
     @classmethod
     def initial(cls, spec: AdapterSpec, *, seed: int) -> Self:
-        """Return the adapter that changes nothing yet: A drawn from the seed, B zero.
+        """Return the adapter that a run begins with: what ``tensors.KINDS`` says, from the seed.
 
-        A is uniform on ±1/√in_features, the Kaiming initialisation that PEFT uses.
+        Its products change nothing yet: A is drawn, B is zero.
         """
         generator = torch.Generator().manual_seed(seed)
         state = cls(spec=spec, values=torch.zeros(spec.size))
         for tensor, values in state.factors():
-            if tensor.factor == "A":
+            if tensor.kind.drawn and values.ndim == 2:
                 bound = 1 / math.sqrt(tensor.shape[1])
                 values.uniform_(-bound, bound, generator=generator)
         return state
@@ -217,8 +218,8 @@ class AdapterState(_Adapter):
         if factors.keys() != set(spec.tensors) or self.spec.scaling != spec.scaling:
             raise AdapterError(
                 f"The adapter (rank {self.spec.rank}, alpha {self.spec.alpha:g}, "
-                f"{len(factors)} factors) does not fit the modules of {spec.base_model} that "
-                f"rank {spec.rank} and alpha {spec.alpha:g} put {len(spec.tensors)} factors on."
+                f"{len(factors)} tensors) does not fit the modules of {spec.base_model} that "
+                f"rank {spec.rank} and alpha {spec.alpha:g} put {len(spec.tensors)} tensors on."
             )
         flat = torch.cat([factors[tensor].flatten() for tensor in spec.tensors])
         return type(self)(spec=spec, values=flat)
@@ -277,10 +278,10 @@ class InspectedUpdate(AdapterUpdate):
 
 
 def overlap(part: _Adapter, whole: _Adapter) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield views of what each factor of ``part`` and its counterpart in ``whole`` share.
+    """Yield views of what each tensor of ``part`` and its counterpart in ``whole`` share.
 
     Raises:
-        AdapterError: ``part`` has a factor that ``whole`` has not, or another base or scaling.
+        AdapterError: ``part`` has a tensor that ``whole`` has not, or another base or scaling.
     """
     same_base = part.spec.base_digest == whole.spec.base_digest
     if not (same_base and math.isclose(part.spec.scaling, whole.spec.scaling)):
@@ -293,5 +294,5 @@ def overlap(part: _Adapter, whole: _Adapter) -> Iterator[tuple[Tensor, Tensor]]:
         counterpart = counterparts.get(tensor.name)
         if counterpart is None or counterpart[0].with_rank(part.spec.rank) != tensor:
             raise AdapterError(f"{tensor.name} of shape {tensor.shape} has no counterpart.")
-        rows, columns = map(min, tensor.shape, counterpart[0].shape)
-        yield values[:rows, :columns], counterpart[1][:rows, :columns]
+        shared = tuple(map(slice, map(min, tensor.shape, counterpart[0].shape)))
+        yield values[shared], counterpart[1][shared]

@@ -12,6 +12,12 @@ Path = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,200}$")]
 Module = Annotated[tuple[Path, Count, Count], Field(strict=False)]
 """A module's path, its output features and its input features."""
 
+Head = Annotated[
+    tuple[Path, Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=2)]],
+    Field(strict=False),
+]
+"""The path of a head's parameter, and its shape."""
+
 
 class BaseDigests(Section):
     """What the parts of a base model are, each by itself."""
@@ -33,10 +39,12 @@ class Beginning(Section):
     """SHA-256 over the values of all factors A, as float32, in an adapter's order."""
     b_digest: Digest
     """Likewise of all B."""
+    head_digest: Digest
+    """Likewise of all heads; of nothing, where there is none."""
 
 
 class Lock(BaseDigests):
-    """The base model that a recipe means, and the modules that it adapts there.
+    """The base model that a recipe means, and the modules that it adapts or trains there.
 
     ``fedlora recipe lock`` writes it where the base is; nobody writes it by hand. With the recipe's
     ranks, alpha and seed it says everything of the adapter that training begins with; of one that
@@ -52,5 +60,7 @@ class Lock(BaseDigests):
     """What PEFT needs in order to find the adapted modules again."""
     modules: Annotated[tuple[Module, ...], Field(strict=False, min_length=1)]
     """The adapted modules, in the order in which their factors lie in an adapter."""
+    heads: Annotated[tuple[Head, ...], Field(strict=False)] = ()
+    """What is trained whole, in the order in which it lies in an adapter, behind all factors."""
     beginning: Beginning | None = None
     """What ``init_from`` was when the recipe was locked."""

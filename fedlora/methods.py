@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fedlora.tensors import WHOLE
+
 Method = Literal["product", "average", "freeze-a", "alternate", "refresh", "share-a"]
 OfflineMethod = Literal["product", "average", "concat"]
 Robust = Literal[
@@ -37,13 +39,16 @@ class MethodFacts:
     fixed_gauge: bool = False
     """One factor never changes, so that the other's coordinates mean the same in every round."""
 
-    def trained(self, number: int) -> str:
-        """Return the factors that clients train in round ``number`` (from 1)."""
-        return self.trains[(number - 1) % len(self.trains)]
+    def trained(self, number: int) -> tuple[str, ...]:
+        """Return the kinds of tensors that clients train in round ``number`` (from 1).
 
-    def sent(self, number: int) -> str:
-        """Return the factors that clients send in round ``number`` (from 1)."""
-        return "".join(factor for factor in self.trained(number) if factor not in self.personal)
+        What is no factor of a product is among them, whatever the method.
+        """
+        return (*self.trains[(number - 1) % len(self.trains)], *WHOLE)
+
+    def sent(self, number: int) -> tuple[str, ...]:
+        """Return the kinds of tensors that clients send in round ``number`` (from 1)."""
+        return tuple(kind for kind in self.trained(number) if kind not in self.personal)
 
 
 METHODS: Mapping[Method, MethodFacts] = {

@@ -30,8 +30,8 @@ class Publish(Section):
     promoted: Name = "production"
     """The alias that a release gets when it holds; until then it is ``candidate``."""
     margin: _Nats | None = 0.0
-    """By how many nats a token the held-out loss may be above that of the release before, and of
-    the base."""
+    """By how many nats a token, a text that is classified or a pair, the held-out loss may be above
+    that of the release before, and of the base."""
     site_margin: _Nats | None = 0.1
     """Likewise at each site; under privacy single sites are not shown, so that none is judged."""
     forgetting: Forgetting | None = None

@@ -56,6 +56,11 @@ class Recipe(Keys):
             raise ValueError(
                 f"train_on_inputs has no effect with objective: {self.objective}: remove it"
             )
+        if self.labels and self.publish.forgetting:
+            raise ValueError(
+                "publish.forgetting is the loss of the next token on a public text, but with "
+                "objective: classification the base has a head for labels alone: remove it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Slow, obvious ways to compute what the library computes fast."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -48,8 +48,9 @@ def weighted_mean(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> 
 
 
 def dense_products(state: AdapterState) -> dict[str, Tensor]:
-    """Return each module's ``(out, in)`` weight change in float64."""
-    return {
+    """Return each module's ``(out, in)`` weight change in float64, and each head by its name."""
+    heads = {name: values.double() for name, values in state.heads()}
+    return heads | {
         module: state.spec.scaling * up.double() @ down.double()
         for module, down, up in state.pairs()
     }
@@ -59,6 +60,15 @@ def nearest_of_rank(matrix: Tensor, rank: int) -> Tensor:
     """Return the nearest matrix of at most ``rank``, from a full decomposition."""
     u, singular, vh = torch.linalg.svd(matrix, full_matrices=False)
     return u[:, :rank] * singular[:rank] @ vh[:rank]
+
+
+def nearest_adapter(state: AdapterState, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what an adapter like ``state`` can be nearest to ``dense``: no rank cuts a head."""
+    heads = dict(state.heads())
+    return {
+        name: matrix if name in heads else nearest_of_rank(matrix, state.spec.rank)
+        for name, matrix in dense.items()
+    }
 
 
 def rows_of_int8(block: bytes, rank: int, width: int) -> list[list[float]]:

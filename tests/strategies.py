@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fedlora.adapter import AdapterSpec, AdapterState, AdapterUpdate, InspectedUpdate, TensorSpec
 
 MODULES = {"model.layers.0.self_attn.q_proj": (3, 5), "model.layers.0.mlp.up_proj": (3, 4)}
+HEADS = {"classifier.dense.weight": (4, 3), "classifier.dense.bias": (4,), "score.weight": (2, 4)}
 
 
 def make_spec(
@@ -15,13 +16,20 @@ def make_spec(
     rank: int = 2,
     alpha: float = 4.0,
     modules: dict[str, tuple[int, int]] = MODULES,
+    heads: dict[str, tuple[int, ...]] | None = None,
     base_digest: str = "ab" * 32,
 ) -> AdapterSpec:
-    """Return the specification of an adapter on ``modules``: name to (in, out) features."""
+    """Return the specification of an adapter on ``modules``: name to (in, out) features.
+
+    ``heads`` are of these shapes, by the paths of their parameters.
+    """
     tensors = [
         TensorSpec(module=module, factor=factor, shape=shape)
         for module, (inputs, outputs) in modules.items()
         for factor, shape in (("A", (rank, inputs)), ("B", (outputs, rank)))
+    ]
+    tensors += [
+        TensorSpec(module=path, factor="head", shape=shape) for path, shape in (heads or {}).items()
     ]
     return AdapterSpec(
         base_model="embedded",
@@ -61,10 +69,12 @@ WIDE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 @st.composite
 def specs(draw: st.DrawFn) -> AdapterSpec:
-    """Specifications of up to three modules and rank four."""
+    """Specifications of up to three modules, two heads and rank four."""
     modules = draw(st.dictionaries(NAMES, st.tuples(SIZES, SIZES), min_size=1, max_size=3))
+    shapes = st.one_of(st.tuples(SIZES), st.tuples(SIZES, SIZES))
+    heads = draw(st.dictionaries(NAMES.map("{}.bias".format), shapes, max_size=2))
     alpha = draw(st.floats(0.1, 64))
-    return make_spec(rank=draw(st.integers(1, 4)), alpha=alpha, modules=modules)
+    return make_spec(rank=draw(st.integers(1, 4)), alpha=alpha, modules=modules, heads=heads)
 
 
 @st.composite

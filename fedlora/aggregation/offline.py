@@ -57,8 +57,9 @@ def combine(
     - ``concat``: the factors stacked (FLoRA, Wang et al. 2024, arXiv:2409.05976, section 3.2). The
       rank is the sum of the ranks, and the mean is met exactly.
 
-    A module that an ingredient lacks counts as zero. Base model and scaling of the result are the
-    first ingredient's.
+    A module that an ingredient lacks counts as zero. Of heads it is the mean of their values, and
+    all must have the same, for the same labels in the same order. Base model and scaling of the
+    result are the first ingredient's.
 
     Raises:
         AdapterError: the ingredients cannot be combined, or not by this method or to this rank.
@@ -122,6 +123,11 @@ def _union(ingredients: Sequence[Ingredient]) -> AdapterSpec:
     found: dict[str, tuple[TensorSpec, Ingredient]] = {}
     for ingredient in ingredients:
         its = ingredient.state.spec
+        if {head.name for head in its.heads} != {head.name for head in spec.heads}:
+            raise AdapterError(
+                f"{first.name} and {ingredient.name} do not have the same head: adapters of "
+                "classifiers are combined with each other alone."
+            )
         if (its.base_model, its.base_model_revision) != base:
             raise AdapterError(
                 f"{first.name} and {ingredient.name} are adapters of different base models, "
@@ -139,8 +145,12 @@ def _union(ingredients: Sequence[Ingredient]) -> AdapterSpec:
     return replace(
         spec,
         target_modules=tuple(sorted(targets)),
-        tensors=tuple(tensor for tensor, _ in found.values()),
+        tensors=tuple(sorted((tensor for tensor, _ in found.values()), key=_is_head)),
     )
+
+
+def _is_head(tensor: TensorSpec) -> bool:
+    return not tensor.is_factor
 
 
 def _base(spec: AdapterSpec) -> str:
@@ -152,8 +162,9 @@ def _full_rank(spec: AdapterSpec) -> int:
     """Return the largest rank that the change to a weight can have."""
     sides: dict[str, int] = {}
     for tensor in spec.tensors:
-        side = tensor.shape[1] if tensor.factor == "A" else tensor.shape[0]
-        sides[tensor.module] = min(side, sides.get(tensor.module, side))
+        if tensor.kind.rank_axis is not None:
+            side = tensor.shape[1 - tensor.kind.rank_axis]
+            sides[tensor.module] = min(side, sides.get(tensor.module, side))
     return max(sides.values())
 
 
@@ -202,8 +213,11 @@ def _average(terms: Terms, *, into: AdapterSpec) -> AdapterState:
 
 
 def _concat(terms: Terms, *, into: AdapterSpec) -> AdapterState:
-    """Return all factors stacked; weights and scalings are in B."""
+    """Return all factors stacked, with weights and scalings in B, and the mean of the heads."""
     state = AdapterState(spec=into, values=torch.zeros(into.size))
+    for name, head in state.heads():
+        weighted = [weight * dict(term.heads())[name].double() for weight, term in terms]
+        head.copy_(torch.stack(weighted).sum(dim=0))
     places = {module: (down, up) for module, down, up in state.pairs()}
     start = 0
     for weight, term in terms:

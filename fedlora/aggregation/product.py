@@ -20,7 +20,8 @@ class Product:
     count as no change. The server optimiser cuts the result to the global rank.
 
     *Communicates* both factors, of the rank that each site trains. *Plain weighted sum*: no, the
-    aggregator must see each update. *Mixed ranks*: yes, up to the global rank.
+    aggregator must see each update. *Mixed ranks*: yes, up to the global rank. A head's target is
+    the same sum of its own values, and no cut touches it.
 
     What to expect: the exact mean up to the cut, no matter by which factors a client expresses its
     product. On one small model with eight sites the cut lost 15 to 20 % of a round's change, at
@@ -83,6 +84,8 @@ class Product:
             rest = AdapterState(spec=before.spec, values=before.values.clone())
             for _, _, up in rest.pairs():
                 up.mul_(self._untrained / current.weight)
+            for _, head in rest.heads():  # everyone trains it, as everyone trains component 0
+                head.mul_(self._untrained[0] / current.weight)
             self._mix(rest, weight=1.0, keep=1.0)
             del rest
         for values, into in overlap(before, mean):

@@ -40,13 +40,13 @@ class Round:
         self.num_examples += update.num_examples
 
     def require_factors(self, spec: AdapterSpec) -> None:
-        """Do nothing if ``spec`` is of one or both factors of the global adapter, at its rank.
+        """Do nothing if ``spec`` is of some kinds of the global adapter's tensors, at its rank.
 
         Raises:
             AdapterError: it is not.
         """
-        factors = "".join({tensor.factor for tensor in spec.tensors})
-        self.global_adapter.spec.part(factors).require_same(spec)
+        kinds = {tensor.factor for tensor in spec.tensors}
+        self.global_adapter.spec.part(kinds).require_same(spec)
 
 
 def opened(current: Round | None) -> Round:

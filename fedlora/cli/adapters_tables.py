@@ -9,6 +9,7 @@ from fedlora.release.index import Index
 from fedlora.release.manifest import Evaluation, Loss, Manifest, Privacy
 from fedlora.runtime.reports import format as fmt
 from fedlora.runtime.reports.format import counted, size
+from fedlora.sections import LossUnit
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -59,6 +60,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "base model", f"{base.name}{revision} ({base.digest[:12]})"
     shape = f"rank {adapter.rank}, alpha {adapter.alpha:g}, {counted(adapter.modules, 'module')}"
     yield "adapter", f"{shape}, {adapter.parameters:,} parameters"
+    if adapter.labels:
+        yield "tells apart", ", ".join(adapter.labels)
     parent = f", after {origin.parent[:12]}" if origin.parent else ""
     yield "from", f"run {origin.run}, round {origin.round} of {origin.rounds}{parent}"
     if origin.began_with:
@@ -87,13 +90,16 @@ def _privacy(privacy: Privacy) -> str:
 
 def _losses(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if evaluation.held_out:
-        yield "held-out loss", f"{_change(evaluation.held_out)}, mean of the sites"
+        yield (
+            "held-out loss",
+            f"{_change(evaluation.held_out, evaluation.unit or 'token')}, mean of the sites",
+        )
     if evaluation.forgetting:
-        yield "general text", _change(evaluation.forgetting)
+        yield "general text", _change(evaluation.forgetting, "token")
 
 
-def _change(loss: Loss) -> str:
-    return f"{fmt.loss(loss.base)} → {fmt.loss(loss.adapter)} nats per token"
+def _change(loss: Loss, unit: LossUnit) -> str:
+    return f"{fmt.loss(loss.base)} → {fmt.loss(loss.adapter)} nats per {unit}"
 
 
 def _table(*columns: str) -> Table:

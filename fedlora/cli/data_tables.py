@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.data.examples import Labelled
 from fedlora.data.tokens import Tokenizer, marks_answers
 from fedlora.recipe import Recipe
 from fedlora.runtime.data_check import DataReport, pieces
@@ -42,7 +43,9 @@ def print_report(report: DataReport, recipe: Recipe) -> None:
         facts.add_row("  cut", f"{fate}, and lose their beginning or end")
     if copies := report.copies:
         facts.add_row("  copies", f"{counted(len(copies), 'row')}: {_places(copies)}")
-    if report.tokens:
+    if report.labels:
+        facts.add_row("  labels", ", ".join(f"{name} {n:,}" for name, n in report.labels.items()))
+    elif report.tokens:
         share = report.supervised / report.tokens
         facts.add_row("  learned", f"{share:.1%} of {report.tokens:,} tokens")
     _console.print(facts)
@@ -59,8 +62,10 @@ def print_sample(reports: Iterable[DataReport], tokenizer: Tokenizer) -> None:
         return
     markers = "with" if marks_answers(tokenizer) else "without"
     named = f"chat template {markers} markers" if tokenizer.chat_template else "no chat template"
-    row = found.prepared.rows[0]
-    title = f"{found.rows[0].where}, {named}; learned is what stands in ⟦brackets⟧:"
+    first, row = found.rows[0], found.prepared.rows[0]
+    title = f"{first.where}, {named}; learned is what stands in ⟦brackets⟧:"
+    if isinstance(first, Labelled):
+        title = f"{first.where}; learned is its label, {first.label}:"
     _console.print(Text(title, style="bold"))
     for sequence in row.sequences:
         text = Text()

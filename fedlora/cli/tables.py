@@ -78,14 +78,16 @@ def print_comparison(run: RunFolder) -> None:
     """Print held-out loss by site, and overall, for the base and each way of training."""
     records, comparison = run.records(), read_comparison(run)
     sites = findings.sites_of(records) if len(comparison.base) <= findings.MANY_SITES else []
-    table = Table(title="Held-out loss, nats per token", title_justify="left", box=None)
+    unit = run.recipe().loss_unit
+    table = Table(title=f"Held-out loss, nats per {unit}", title_justify="left", box=None)
     table.add_column("trained on", style="bold")
-    for name in (*sites, "overall", "perplexity"):
+    for name in (*sites, "overall", *(["perplexity"] if unit == "token" else [])):
         table.add_column(name, justify="right")
     for row in findings.trained(comparison):
         if sites or row.kind != "alone":
-            *losses, perplexity = row.values(sites)
-            cells = (*map(fmt.loss, losses), fmt.perplexity(perplexity))
+            cells = [fmt.loss(loss) for loss in row.values(sites)]
+            if unit == "token":
+                cells.append(fmt.perplexity(row.perplexity))
             table.add_row(row.label, *cells, style=_STYLES.get(row.kind, ""))
     _console.print()
     if table.row_count:
@@ -99,7 +101,7 @@ def print_comparison(run: RunFolder) -> None:
     if measured.row_count:
         _console.print(measured)
         _console.print()
-    _console.print(findings.outcome(records, comparison))
+    _console.print(findings.outcome(records, comparison, unit=unit))
 
 
 def print_outcome(run: RunFolder) -> None:
@@ -111,5 +113,6 @@ def print_outcome(run: RunFolder) -> None:
     table.add_row("report", str(run.report))
     personal = run.recipe().federation.facts.personal
     chosen = next(iter(sorted(run.release.iterdir()))) if personal else run.path
-    table.add_row("try it", f"fedlora chat {chosen}")
+    if not run.recipe().labels:
+        table.add_row("try it", f"fedlora chat {chosen}")
     _console.print(table)

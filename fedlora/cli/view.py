@@ -60,7 +60,8 @@ class RunView:
                 self._sites, self._rounds, self._round = event.sites, event.rounds, event.complete
                 self._started, self._evaluated = time.monotonic(), event.evaluated
                 if self._evaluated:
-                    self.console.print(f"Held-out loss in nats per token, {self._where()}:")
+                    what = f"Held-out loss in nats per {event.unit}"
+                    self.console.print(f"{what}, {self._where()}:")
                 self.console.print(self._header(), style="bold", soft_wrap=True)
             case RoundStarted():
                 self._round, self._cohort, self._settled = event.round, event.cohort, {}

@@ -17,6 +17,7 @@ from fedlora.errors import PolicyError
 from fedlora.gate.policy import AdapterBounds
 from fedlora.recipe import Recipe
 from fedlora.tensor_file import raw
+from fedlora.tensors import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Seen:
     rounds: int
     """Complete rounds behind it."""
     norms: Mapping[str, float]
-    """Spectral norm of ``scaling * B @ A`` by module."""
+    """Spectral norm of ``scaling * B @ A`` by module, and of each head's change since the start."""
 
 
 def require_adapter(
@@ -38,6 +39,9 @@ def require_adapter(
     seen: Seen | None = None,
 ) -> Mapping[str, float]:
     """Return an adapter's spectral norm by module, if it may be trained on here.
+
+    A head counts as a module. Its norm is that of what it has become since the recipe's seed gave
+    it, or, of a run that begins with a trained adapter, its own.
 
     Guarantees:
         - All values are finite, and no module's spectral norm is above ``bounds``.
@@ -62,7 +66,7 @@ def require_adapter(
         broken = [tensor.name for tensor, values in state.factors() if not values.isfinite().all()]
         raise PolicyError(f"The received adapter has values of {broken[0]} that are not finite.")
     _require_origin(state, number=number, recipe=recipe)
-    norms = products.spectral_norms(state)
+    norms = products.spectral_norms(state) | _head_norms(state, recipe)
     before = seen or Seen(rounds=0, norms={})
     begun = recipe.lock is not None and recipe.lock.beginning is not None
     rounds = 0 if begun and seen is None else number - before.rounds
@@ -81,9 +85,20 @@ def require_adapter(
     return norms
 
 
+def _head_norms(state: AdapterState, recipe: Recipe) -> dict[str, float]:
+    """Return each head's spectral norm, without what the recipe's seed gave it."""
+    if not state.spec.heads:
+        return {}
+    heads = {name: values.double() for name, values in state.heads()}
+    if not (recipe.lock and recipe.lock.beginning):
+        drawn = AdapterState.initial(state.spec, seed=recipe.seed).heads()
+        heads = {name: heads[name] - values for name, values in drawn}
+    return {name: float(torch.linalg.norm(values, ord=2)) for name, values in heads.items()}
+
+
 def _require_origin(state: AdapterState, *, number: int, recipe: Recipe) -> None:
     """Do nothing if what the run has not changed yet, or never does, is what the seed gives."""
-    unchanged = constant_factors(recipe) if number else frozenset[Factor]({"A", "B"})
+    unchanged = constant_factors(recipe) if number else frozenset(KINDS)
     if not unchanged:
         return
     if recipe.lock and recipe.lock.beginning:
@@ -107,7 +122,7 @@ def require_beginning(
     state: AdapterState,
     recipe: Recipe,
     *,
-    factors: frozenset[Factor] = frozenset({"A", "B"}),
+    factors: frozenset[Factor] = frozenset(KINDS),
 ) -> None:
     """Do nothing if factors are those of the adapter that the recipe was locked to begin with.
 
@@ -117,7 +132,11 @@ def require_beginning(
     beginning = recipe.lock.beginning if recipe.lock else None
     if beginning is None:
         return
-    locked: Mapping[Factor, str] = {"A": beginning.a_digest, "B": beginning.b_digest}
+    locked: Mapping[Factor, str] = {
+        "A": beginning.a_digest,
+        "B": beginning.b_digest,
+        "head": beginning.head_digest,
+    }
     for factor in sorted(factors):
         if factor_digest(state, factor) != locked[factor]:
             raise PolicyError(
@@ -136,11 +155,10 @@ def factor_digest(state: AdapterState, factor: Factor) -> str:
 
 
 def constant_factors(recipe: Recipe) -> frozenset[Factor]:
-    """Return the factors of the global adapter that stay as they began: what no round sends.
+    """Return the kinds of tensors that stay as they began: what no round sends.
 
     A method that turns the factors may change both.
     """
     facts = recipe.federation.facts
-    sent = "".join(map(facts.sent, range(1, len(facts.trains) + 1)))
-    both: tuple[Factor, ...] = ("A", "B")
-    return frozenset(factor for factor in both if factor not in sent and not facts.turns)
+    sent = {kind for number in range(1, len(facts.trains) + 1) for kind in facts.sent(number)}
+    return frozenset(kind for kind in KINDS if kind not in sent and not facts.turns)

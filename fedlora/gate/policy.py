@@ -33,7 +33,7 @@ class AdapterBounds(Section):
     parameters: Count = 250_000_000
     """Most values that it may have: the gate has them in memory, some bytes can stand for many."""
     spectral_norm: Annotated[float, Field(gt=0)] = 10
-    """Largest spectral norm of ``scaling * B @ A``, of each module."""
+    """Largest spectral norm of ``scaling * B @ A``, of each module, and of what a head changed."""
     growth_per_round: Annotated[float, Field(gt=0)] = 5
     """By how much a module's may grow in a round."""
 
@@ -93,7 +93,7 @@ class Policy(Section):
     """Answers leave at multiples of so many seconds alone, so that when they do tells little."""
     adapter: AdapterBounds = AdapterBounds()
     update_norm: Annotated[float, Field(gt=0)] = 100
-    """Largest Frobenius norm of an update that leaves, over all of its factors."""
+    """Largest Frobenius norm of an update that leaves, over all of its tensors."""
     bytes: ByteBounds = ByteBounds()
     metrics: Annotated[tuple[MetricBound, ...], Field(strict=False)] = _METRICS
     """The only numbers besides an update that may leave; fewer under privacy (``inspection``).
@@ -234,13 +234,20 @@ def _contradictions(recipe: Recipe, spec: AdapterSpec, *, site: str) -> Iterable
     if not math.isclose(spec.scaling, recipe.scaling):
         asked = f"{spec.scaling:g} is asked"
         yield f"adapter: scaling {recipe.scaling:g} is the recipe's, but {asked}"
-    shapes: dict[str, list[str]] = {}
+    yield from _of_tensors(recipe, spec)
+
+
+def _of_tensors(recipe: Recipe, spec: AdapterSpec) -> Iterable[str]:
+    factors: dict[str, list[str]] = {}
     for tensor in spec.tensors:
-        shapes.setdefault(tensor.module, []).append(tensor.factor)
-        if tensor.shape[0 if tensor.factor == "A" else 1] != spec.rank:
+        if tensor.with_rank(spec.rank) != tensor:
             yield f"adapter: {tensor.name!r:.{_SHOWN}} is not of rank {spec.rank}"
-    for module, factors in shapes.items():
-        if sorted(factors) != ["A", "B"]:
+        if tensor.is_factor:
+            factors.setdefault(tensor.module, []).append(tensor.factor)
+        elif not recipe.labels:
+            yield f"adapter: {tensor.name!r:.{_SHOWN}} is a head, but nothing is classified"
+    for module, found in factors.items():
+        if sorted(found) != ["A", "B"]:
             yield f"adapter: {module!r:.{_SHOWN}} has not one A and one B"
 
 

@@ -69,10 +69,11 @@ class Bounds(Section):
         description="name the digest of each base model that may be trained on"
     )
     privacy: LeastPrivacy = Field(description="say the least that must be promised: {unit: …}")
-    objectives: Annotated[tuple[Literal["sft", "dpo"], ...], Field(strict=False, min_length=1)] = (
-        "sft",
-    )
-    """What may be learned from rows."""
+    objectives: Annotated[
+        tuple[Literal["sft", "dpo", "classification"], ...], Field(strict=False, min_length=1)
+    ] = ("sft",)
+    """What may be learned from rows. With ``classification``, a head of the recipe's labels is
+    trained whole, whatever ``modules`` says."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     """At most, like the three that follow: together they bound what a step can do."""
     scaling: Annotated[float, Field(gt=0)] = 16
@@ -171,8 +172,7 @@ class Bounds(Section):
         if self.modules == "all-linear":
             return
         allowed = tuple(self.modules)
-        asked = {tensor.module for tensor in spec.tensors}
-        if others := sorted(module for module in asked if not _named(module, allowed)):
+        if others := sorted(module for module in spec.modules if not _named(module, allowed)):
             more = f" and {len(others) - 1} others" if others[1:] else ""
             yield _line("modules", ", ".join(allowed), f"{others[0]!r:.{_SHOWN}}{more}")
 

@@ -15,7 +15,8 @@ from fedlora.products.spread import Workspace, spread
 def inner(a: AdapterState, b: AdapterState) -> float:
     """Return the Frobenius inner product of two adapters' products.
 
-    The adapters may be of any ranks and alphas; a module that one lacks counts as zero.
+    The adapters may be of any ranks and alphas; a module that one lacks counts as zero. A head
+    counts by its own values.
 
     Raises:
         AdapterError: they are of different bases, or a module's shapes differ.
@@ -26,6 +27,8 @@ def inner(a: AdapterState, b: AdapterState) -> float:
 def inner_by_module(a: AdapterState, b: AdapterState) -> dict[str, float]:
     """Return the inner product of two adapters' products on each module that both have.
 
+    A head is listed by its own name.
+
     Raises:
         AdapterError: as ``inner``.
     """
@@ -33,7 +36,8 @@ def inner_by_module(a: AdapterState, b: AdapterState) -> dict[str, float]:
     lefts = _products(a)
     rights = lefts if a is b else _products(b)
     scaling = a.spec.scaling * b.spec.scaling
-    return {module: scaling * value for module, value in _inners(lefts, rights).items()}
+    inners = {module: scaling * value for module, value in _inners(lefts, rights).items()}
+    return inners | _head_inners(a, b)
 
 
 def norm(a: AdapterState) -> float:
@@ -57,7 +61,7 @@ def change_inner(received: AdapterState, u: AdapterUpdate, v: AdapterUpdate) -> 
     """Return the inner product of the changes that two updates make to an adapter's products.
 
     The change of ``scaling * B @ A`` is ``scaling * (ΔB @ (A + ΔA) + B @ ΔA)``: however small the
-    update, nothing cancels.
+    update, nothing cancels. The change of a head is its update.
 
     Args:
         received: the adapter that both are updates of.
@@ -70,7 +74,8 @@ def change_inner(received: AdapterState, u: AdapterUpdate, v: AdapterUpdate) -> 
     """
     lefts = _changes(received, u)
     rights = lefts if u is v else _changes(received, v)
-    return received.spec.scaling**2 * math.fsum(_inners(lefts, rights).values())
+    factors = received.spec.scaling**2 * math.fsum(_inners(lefts, rights).values())
+    return factors + math.fsum(_head_inners(u, v).values())
 
 
 def balanced(state: AdapterState) -> AdapterState:
@@ -159,6 +164,25 @@ def _changes(received: AdapterState, update: AdapterUpdate) -> dict[str, list[_P
         if products:
             changes[module] = products
     return changes
+
+
+def _head_inners(
+    a: AdapterState | AdapterUpdate, b: AdapterState | AdapterUpdate
+) -> dict[str, float]:
+    """Return the inner product of the values of each head that both have."""
+    rights = dict(b.heads())
+    inners = {}
+    for name, values in a.heads():
+        other = rights.get(name)
+        if other is None:
+            continue
+        if values.shape != other.shape:
+            raise AdapterError(
+                f"{name}: heads of one shape were expected, but they are {tuple(values.shape)} and "
+                f"{tuple(other.shape)}."
+            )
+        inners[name] = float(values.double().flatten() @ other.double().flatten())
+    return inners
 
 
 def _inners(

@@ -34,9 +34,11 @@ def combine(
 ) -> Combined:
     """Return the best adapter of rank ``into.rank`` for ``Σ weight · scaling · B @ A``.
 
+    Of a head it has ``Σ weight · head``.
+
     Args:
         terms: weights, of any sign, and adapters, of any ranks and alphas. A module that an adapter
-            lacks counts as zero.
+            lacks counts as zero, and so does a head.
         into: the modules, the rank and the alpha of the result.
         spare: an adapter whose rows of A are put where the result's components are zero, so that
             they can still be trained. Without it, such rows are zero.
@@ -59,7 +61,8 @@ def combine(
     """
     values = torch.empty(into.size) if out is None else out
     state = AdapterState(spec=into, values=values)
-    squares = spread(_combine_module, _sums(terms, state, spare))
+    sums = _sums(terms, state, spare)
+    squares = [*_combine_heads(terms, state), *spread(_combine_module, sums)]
     return Combined(
         state=state,
         norm=math.sqrt(math.fsum(total for total, _ in squares)),
@@ -123,6 +126,27 @@ def _sums(
     for source in [term for _, term in terms] + ([spare] if spare else []):
         _require_apart(state, source)
     return list(sums.values())
+
+
+def _combine_heads(
+    terms: Sequence[tuple[float, AdapterState]], state: AdapterState
+) -> list[tuple[float, float]]:
+    """Write each head's sum; return its squared norm, and zero for what was dropped of it."""
+    found = [(weight, dict(term.heads())) for weight, term in _merged(terms)]
+    places = dict(state.heads())
+    for name in {name for _, heads in found for name in heads}:
+        shapes = {tuple(heads[name].shape) for _, heads in found if name in heads}
+        if name not in places or shapes != {tuple(places[name].shape)}:
+            raise AdapterError(f"{name} of shape {min(shapes)} has no place in the sum.")
+    squares = []
+    for name, into in places.items():
+        total = torch.zeros(into.shape, dtype=torch.float64)
+        for weight, heads in found:
+            if name in heads:
+                total.add_(heads[name], alpha=weight)
+        squares.append((float(total.square().sum()), 0.0))
+        into.copy_(total)
+    return squares
 
 
 def _merged(

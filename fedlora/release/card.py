@@ -8,6 +8,9 @@ from fedlora.release.manifest import Loss, Manifest
 CARD = "README.md"
 """Its file in a release's folder."""
 
+_CHECK = """\
+Check it first: `fedlora adapters verify path/to/this/folder --key KEY`, with the publisher's public
+key."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM allows as ``--max-lora-rank``."""
 
@@ -47,11 +50,16 @@ def _metadata(manifest: Manifest, license_id: str) -> str:
     values = {
         **base,
         "library_name": "peft",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _task(manifest),
         "license": license_id,
         "tags": tags,
     }
     return f"---\n{write_yaml(values).strip()}\n---"
+
+
+def _task(manifest: Manifest) -> str:
+    """Return what the Hub calls what it does."""
+    return "text-classification" if manifest.adapter.labels else "text-generation"
 
 
 def _what(manifest: Manifest) -> str:
@@ -63,6 +71,9 @@ def _what(manifest: Manifest) -> str:
     )
     if manifest.origin.site:
         text += f" One factor of it is `{manifest.origin.site}`'s own, and was never shared."
+    if manifest.adapter.labels:
+        text += " With its head it says which of these labels a text has: "
+        text += f"{', '.join(f'`{label}`' for label in manifest.adapter.labels)}."
     return text
 
 
@@ -80,6 +91,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "Held while training", _held(manifest)
     yield "Rank, alpha", f"{adapter.rank}, {adapter.alpha:g}"
     yield "Adapted", f"{adapter.modules} modules: {', '.join(adapter.target_modules)}"
+    if adapter.labels:
+        yield "Head", f"for {len(adapter.labels)} labels, trained whole"
     yield "Parameters", f"{adapter.parameters:,} ({adapter.dtype})"
 
 
@@ -120,11 +133,13 @@ def _evaluation(manifest: Manifest) -> str:
     found = manifest.evaluation
     rows = [("held-out rows, mean over the sites", found.held_out)]
     rows += [(f"held-out rows of `{site}`", loss) for site, loss in (found.sites or {}).items()]
-    rows.append(("public general text (forgetting)", found.forgetting))
+    public = ", nats a token" if found.unit else ""
+    rows.append((f"public general text (forgetting){public}", found.forgetting))
     measured = [(name, *_losses(loss)) for name, loss in rows if loss]
     if not measured:
         return "Nothing was measured."
-    heads = ("Loss, nats a token", "base", "with adapter")
+    base = "base with an untrained head" if manifest.adapter.labels else "base"
+    heads = (f"Loss, nats a {found.unit or 'token'}", base, "with adapter")
     notes = [_table(heads, measured)]
     if found.held_out and manifest.privacy.unit != "none":
         notes.append(
@@ -143,6 +158,8 @@ def _loading(manifest: Manifest) -> str:
     base = manifest.base.hub_id or f"/path/to/{manifest.base.name}"
     revision = f', revision="{manifest.base.revision}"' if manifest.base.revision else ""
     rank = next((rank for rank in _RANKS if rank >= manifest.adapter.rank), manifest.adapter.rank)
+    if manifest.adapter.labels:
+        return _loading_classifier(manifest, base=f'"{base}"{revision}')
     return f"""With PEFT:
 
 ```python
@@ -160,8 +177,28 @@ vllm serve {base} --enable-lora --max-lora-rank {rank} \\
     --lora-modules {manifest.name}=path/to/this/folder
 ```
 
-Check it first: `fedlora adapters verify path/to/this/folder --key KEY`, with the publisher's public
-key."""
+{_CHECK}"""
+
+
+def _loading_classifier(manifest: Manifest, *, base: str) -> str:
+    names = dict(enumerate(manifest.adapter.labels or ()))
+    return f"""With PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({base})
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base}, id2label={names!r}, ignore_mismatched_sizes=True
+)
+base.config.pad_token_id = tokenizer.pad_token_id  # a decoder needs it to find a text's end
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+
+That transformers draws a head at random does not matter: the adapter's takes its place.
+
+{_CHECK}"""
 
 
 def _limits(manifest: Manifest) -> str:

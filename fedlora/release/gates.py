@@ -94,7 +94,7 @@ def _of_public(now: Evaluation, gate: Publish) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bound:
-    """What a loss is held against, in nats a token."""
+    """What a loss is held against, in nats."""
 
     loss: float
     whose: str
@@ -109,6 +109,6 @@ class _Bound:
     def violations(self, now: Loss, *, what: str) -> Iterator[str]:
         if not now.adapter <= self.loss + self.margin:
             yield (
-                f"{what} is {now.adapter:.4f} nats a token, which is {now.adapter - self.loss:.4f} "
+                f"{what} is {now.adapter:.4f} nats, which is {now.adapter - self.loss:.4f} "
                 f"above {self.whose}, {self.loss:.4f}; {self.margin:g} is allowed"
             )

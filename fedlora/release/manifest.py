@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from fedlora.errors import ReleaseError
 from fedlora.methods import Method, Robust
-from fedlora.sections import Count, Digest, Name, Section, Strings
+from fedlora.sections import Count, Digest, LossUnit, Name, Section, Strings
 from fedlora.signing import canonical
 
 MANIFEST = "manifest.json"
@@ -67,8 +67,11 @@ class Adapter(Section):
     """The change to a weight is ``alpha / rank · B·A``."""
     target_modules: Strings
     modules: Count
+    """That B·A is added to; a classifier's head is trained whole and not among them."""
     parameters: Count
     dtype: Literal["float32"] = "float32"
+    labels: Strings | None = None
+    """What a classifier tells apart, in the order of its outputs; absent of a language model."""
 
 
 class Quantization(Section):
@@ -134,7 +137,7 @@ class Privacy(Section):
 
 
 class Loss(Section):
-    """Loss on one text, in nats a token."""
+    """Loss on one text, in nats."""
 
     base: float
     adapter: float
@@ -143,6 +146,9 @@ class Loss(Section):
 class Evaluation(Section):
     """How good it is. Under privacy all of it is noised and charged, or on public data."""
 
+    unit: LossUnit | None = None
+    """What the losses on held-out rows are a mean over; absent where that is tokens, as it always
+    is on a public text."""
     held_out: Loss | None = None
     """The mean over the sites, each of which counts the same, so that no size can be worked out."""
     sites: dict[Pseudonym, Loss] | None = None

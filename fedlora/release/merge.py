@@ -159,8 +159,15 @@ def _changes(state: AdapterState, shards: list[Weights], base: Path) -> dict[str
     """Return what is added to each weight, by its name in the base's files.
 
     Raises:
-        ReleaseError: the base has no such weight, or it cannot be changed by itself.
+        ReleaseError: the base has no such weight, or it cannot be changed by itself; or the adapter
+            is a classifier.
     """
+    if state.spec.heads:
+        raise ReleaseError(
+            f"The adapter has a head, {state.spec.heads[0].name}, for which the base's weights "
+            "have no place. Load it beside its base with PEFT, as its card says; PEFT's "
+            "merge_and_unload makes one classifier of both."
+        )
     shapes = mergeable(base)
     found = {name: shard for shard in shards for name in shard.layout}
     changes = {}

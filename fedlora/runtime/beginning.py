@@ -25,7 +25,7 @@ def beginning_of(recipe: Recipe, spec: AdapterSpec) -> AdapterState:
     """
     if recipe.init_from is None:
         return AdapterState.initial(spec, seed=recipe.seed)
-    state, _ = _read(Path(recipe.init_from).expanduser(), spec)
+    state, _ = _read(Path(recipe.init_from).expanduser(), recipe, spec)
     require_beginning(state, recipe)
     return state
 
@@ -39,15 +39,16 @@ def beginning_lock(recipe: Recipe, spec: AdapterSpec) -> Beginning | None:
     """
     if recipe.init_from is None:
         return None
-    state, release = _read(Path(recipe.init_from).expanduser(), spec)
+    state, release = _read(Path(recipe.init_from).expanduser(), recipe, spec)
     return Beginning(
         release=release.id if release else None,
         a_digest=factor_digest(state, "A"),
         b_digest=factor_digest(state, "B"),
+        head_digest=factor_digest(state, "head"),
     )
 
 
-def _read(folder: Path, spec: AdapterSpec) -> tuple[AdapterState, Release | None]:
+def _read(folder: Path, recipe: Recipe, spec: AdapterSpec) -> tuple[AdapterState, Release | None]:
     release = unsigned(folder)
     if release and release.manifest.base.digest != spec.base_digest:
         base = release.manifest.base
@@ -55,6 +56,13 @@ def _read(folder: Path, spec: AdapterSpec) -> tuple[AdapterState, Release | None
             f"init_from: {folder}: this release belongs on {base.name}, {base.digest[:12]}, but "
             f"the recipe's base_model is {spec.base_model}, {spec.base_digest[:12]}. Name that "
             "base, or another release."
+        )
+    if release and release.manifest.adapter.labels != recipe.labels:
+        labels = ", ".join(release.manifest.adapter.labels or ()) or "nothing"
+        raise AdapterError(
+            f"init_from: {folder}: this release tells apart {labels}, but the recipe's labels are "
+            f"{', '.join(recipe.labels or ()) or 'none'}, and their order is that of the head's "
+            "outputs. Set labels to its own, or name another release."
         )
     try:
         state = read_peft_folder(

@@ -3,11 +3,12 @@
 Nothing is trained, and nothing leaves the process but what is returned; rows are private.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fedlora.data.examples import Row
+from fedlora.data.examples import Labelled, Row
 from fedlora.data.formats import read_dataset
 from fedlora.data.partition import site_examples
 from fedlora.data.tokens import TokenizedExample, Tokenizer
@@ -44,6 +45,12 @@ class DataReport:
     def supervised(self) -> int:
         """Those of them that are learned."""
         return sum(sum(sequence.supervised[1:]) for sequence in self._sequences)
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """How many rows have each label, the most frequent first; none where rows have no label."""
+        found = Counter(row.label for row in self.rows if isinstance(row, Labelled))
+        return dict(found.most_common())
 
     @property
     def copies(self) -> Sequence[str]:

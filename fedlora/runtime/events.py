@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fedlora.sections import LossUnit
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
@@ -15,6 +17,8 @@ class RunStarted:
     sites: tuple[str, ...]
     evaluated: bool
     """Whether the recipe has held-out losses measured."""
+    unit: LossUnit
+    """What such a loss is a mean over."""
 
 
 @dataclass(frozen=True, kw_only=True)

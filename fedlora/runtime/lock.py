@@ -20,14 +20,17 @@ def locked(recipe: Recipe, spec: AdapterSpec, digests: BaseDigests) -> Recipe:
         ReleaseError: it is a release's folder, and a byte is not what was published.
     """
     shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
-    names = dict.fromkeys(tensor.module for tensor in spec.tensors)
     lock = Lock(
         base_model=spec.base_model,
         base_model_revision=spec.base_model_revision,
         base_digest=spec.base_digest,
         target_modules=spec.target_modules,
         **digests.model_dump(),
-        modules=tuple((m, shapes[f"{m}.lora_B"][0], shapes[f"{m}.lora_A"][1]) for m in names),
+        modules=tuple(
+            (module, shapes[f"{module}.lora_B"][0], shapes[f"{module}.lora_A"][1])
+            for module in spec.modules
+        ),
+        heads=tuple((head.module, head.shape) for head in spec.heads),
         beginning=beginning_lock(recipe, spec),
     )
     return recipe.model_copy(update={"lock": lock})
@@ -51,6 +54,7 @@ def spec_of(recipe: Recipe) -> AdapterSpec:
             TensorSpec(module=module, factor="A", shape=(recipe.lora_r, columns)),
             TensorSpec(module=module, factor="B", shape=(rows, recipe.lora_r)),
         )
+    tensors += [TensorSpec(module=path, factor="head", shape=shape) for path, shape in lock.heads]
     spec = AdapterSpec(
         base_model=lock.base_model,
         base_model_revision=lock.base_model_revision,

@@ -76,7 +76,7 @@ def _drafted(
         created=stamp(datetime.fromtimestamp(run.committed(number), tz=UTC)),
         files={},
         base=facts.base(spec),
-        adapter=adapter_facts(spec),
+        adapter=adapter_facts(spec, recipe),
         quantization=facts.quantization(),
         origin=facts.origin(run.name, parent=parent),
         cohort=facts.cohort(),

@@ -163,9 +163,10 @@ class Facts:
             sites = [site for site in sites if site == self.site]
         if not sites:
             return Evaluation(forgetting=self._forgetting())
-        shown = [_loss(before[site], after[site]) for site in sites]
+        shown, unit = [_loss(before[site], after[site]) for site in sites], self.recipe.loss_unit
         named = dict(sorted(zip(map(self.pseudonym, sites), shown, strict=True)))
         return Evaluation(
+            unit=None if unit == "token" else unit,
             held_out=Loss(
                 base=_mean(loss.base for loss in shown),
                 adapter=_mean(loss.adapter for loss in shown),
@@ -192,15 +193,16 @@ class Facts:
         return _loss(before[site], after[site])
 
 
-def adapter_facts(spec: AdapterSpec) -> Adapter:
-    """Return what a manifest says of an adapter's specification."""
+def adapter_facts(spec: AdapterSpec, recipe: Recipe) -> Adapter:
+    """Return what a manifest says of an adapter's specification, and of what it predicts."""
     return Adapter(
         digest=spec.digest,
         rank=spec.rank,
         alpha=spec.alpha,
         target_modules=spec.target_modules,
-        modules=len({tensor.module for tensor in spec.tensors}),
+        modules=len(spec.modules),
         parameters=spec.size,
+        labels=recipe.labels,
     )
 
 

@@ -15,7 +15,7 @@ from fedlora.sections.datasets import (
 )
 from fedlora.sections.federation import Federation
 from fedlora.sections.lora import LoraKeys, Quantization
-from fedlora.sections.objective import ObjectiveKeys
+from fedlora.sections.objective import LossUnit, ObjectiveKeys
 from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
@@ -38,6 +38,7 @@ __all__ = [
     "Digest",
     "Federation",
     "LoraKeys",
+    "LossUnit",
     "Name",
     "ObjectiveKeys",
     "OptimizerName",

@@ -1,7 +1,8 @@
 """How an adapter's values become bytes, a tensor at a time: as they are, or in 16, 8 or 4 bits.
 
 ``int8`` and ``nf4`` work on *rows*, the values of one rank component of a factor: row k of A and
-column k of B. What each codec makes of a finite value x, next to the rounding of float32 itself:
+column k of B. A head's are the rows of its matrix, or its whole vector. What each codec makes of a
+finite value x, next to the rounding of float32 itself:
 
 =====  =================================  ==========================================================
 codec  bytes                              ``abs(decoded - x)`` is at most
@@ -246,19 +247,25 @@ def _require_scales(tensor: TensorSpec, came: Values, expected: Callable[[], Val
 
 
 def _row_shape(tensor: TensorSpec) -> tuple[int, int]:
-    """Return the number of rows, which is the rank, and the values of each."""
-    rows, columns = tensor.shape
-    return (rows, columns) if tensor.factor == "A" else (columns, rows)
+    """Return the number of rows and the values of each; a vector is one row."""
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
+    return (columns, rows) if _is_turned(tensor) else (rows, columns)
 
 
 def _rows(tensor: TensorSpec, values: Values) -> Values:
     """Return the rows one after another in memory."""
-    return np.ascontiguousarray(values if tensor.factor == "A" else values.T)
+    turned = values.T if _is_turned(tensor) else values
+    return np.ascontiguousarray(turned).reshape(_row_shape(tensor))
 
 
 def _as_stored(tensor: TensorSpec, rows: Values) -> Values:
     """Return the values in the tensor's own shape."""
-    return rows if tensor.factor == "A" else rows.T
+    return rows.T if _is_turned(tensor) else rows.reshape(tensor.shape)
+
+
+def _is_turned(tensor: TensorSpec) -> bool:
+    """Tell whether the rows are the columns of the tensor's own shape, the rank being those."""
+    return tensor.kind.rank_axis == 1
 
 
 def _bytes(values: Values) -> Block:

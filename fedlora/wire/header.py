@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from fedlora.adapter import AdapterSpec
 from fedlora.errors import WireError
 from fedlora.sections import Codec
+from fedlora.tensors import KINDS, Factor
 from fedlora.wire.encodings import ENCODINGS
 from fedlora.wire.v1 import update_pb2 as pb
 
@@ -20,7 +21,7 @@ _PREFIX = struct.Struct("<8sI")
 _ALIGNMENT = 64
 _LONGEST_NUMBER = 11
 """Bytes that ``num_examples``, the one field that the reader does not know, takes at most."""
-_FACTORS = {"A": pb.FACTOR_A, "B": pb.FACTOR_B}
+_FACTORS: dict[Factor, pb.Factor] = {"A": pb.FACTOR_A, "B": pb.FACTOR_B, "head": pb.FACTOR_HEAD}
 _CODECS: dict[Codec, tuple[pb.Codec, pb.Dtype]] = {
     "fp32": (pb.CODEC_FP32, pb.DTYPE_FLOAT32),
     "bf16": (pb.CODEC_BF16, pb.DTYPE_BFLOAT16),
@@ -152,10 +153,9 @@ def _shown(field: str, value: object) -> str:
 
 
 def _brief(tensor: pb.TensorHeader) -> str:
-    factor = {number: name for name, number in _FACTORS.items()}.get(tensor.factor, "?")
+    suffixes = {number: KINDS[name].suffix for name, number in _FACTORS.items()}
+    module = tensor.module[:80] + suffixes.get(tensor.factor, ".lora_?")
     known = tensor.dtype in pb.Dtype.values() and tensor.dtype != pb.DTYPE_UNSPECIFIED
     dtype = pb.Dtype.Name(tensor.dtype) if known else f"dtype {tensor.dtype}"
     name = dtype.removeprefix("DTYPE_").lower()
-    return (
-        f"{tensor.module[:80]}.lora_{factor} {tuple(tensor.shape[:4])} of {name} at {tensor.offset}"
-    )
+    return f"{module} {tuple(tensor.shape[:4])} of {name} at {tensor.offset}"

@@ -33,6 +33,23 @@ def test_good_data_is_described(command_line, tmp_path):
     assert "Training can use this." in out
 
 
+def test_labels_are_counted(command_line, tmp_path):
+    """In place of learned tokens, of which classification has none."""
+    rows = [{"text": f"number {i}", "label": "odd" if i % 2 else "even"} for i in range(5)]
+    keys = "objective=classification", "labels=[even, odd]"
+    path = _written(tmp_path / "a.jsonl", rows)
+    code, out, _ = command_line("data", "check", path, *keys)
+    words = " ".join(out.split())
+    assert code == 0
+    assert "labels even 3, odd 2" in words
+    assert "learned is its label, even: number 0" in words
+    rows[2]["label"] = PRIVATE
+    code, out, _ = command_line("data", "check", _written(tmp_path / "b.jsonl", rows), *keys)
+    assert code == 1
+    assert "line 3: the label is none of the recipe's labels: even, odd" in " ".join(out.split())
+    assert PRIVATE not in out
+
+
 def test_every_problem_is_told_with_its_lines_and_without_its_text(command_line, tmp_path):
     """Like reasons together; the exit code says that training would go wrong."""
     bad = {"messages": [{"role": "tool", "content": PRIVATE}]}

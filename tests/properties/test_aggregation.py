@@ -12,7 +12,7 @@ from fedlora.adapter import AdapterSpec, AdapterState, AdapterUpdate
 from fedlora.aggregation import RULES, new_aggregator, new_optimizer
 from fedlora.methods import COORDINATE_WISE, METHODS
 from fedlora.sections import Federation
-from tests.oracles import dense_products, nearest_of_rank
+from tests.oracles import dense_products, nearest_adapter
 from tests.strategies import copy_of, make_spec, make_state, specs
 
 METHOD = st.sampled_from(sorted(METHODS))
@@ -82,8 +82,8 @@ def test_product_is_the_dense_mean_of_products(case):
             target[module] += weight * share / total * (after[module] - before[module])
     result = dense_products(start.plus(aggregator.finish()))
     lost = apart(result, target)
-    wide = 2 * start.spec.rank
-    least = apart({m: nearest_of_rank(matrix, wide) for m, matrix in target.items()}, target)
+    wide = start.part(start.spec.part(rank=2 * start.spec.rank))
+    least = apart(nearest_adapter(wide, target), target)
     rounding = CLOSE * largest
     assert least - rounding <= lost <= aggregator.dropped + rounding
     if len(answers) == 1:
@@ -176,7 +176,7 @@ def test_a_server_step_is_the_nearest_to_its_target(case, rate, momentum):
         g, outcome = dense_products(now), dense_products(now.plus(update))
         step = optimizer.step(adapter, update)
         target = {m: g[m] + rate * (outcome[m] - g[m]) + momentum * (g[m] - before[m]) for m in g}
-        nearest = {m: nearest_of_rank(matrix, start.spec.rank) for m, matrix in target.items()}
+        nearest = nearest_adapter(start, target)
         result = dense_products(step.adapter)
         scale = 1 + size(g, outcome, before)
         lost, least = apart(result, target), apart(nearest, target)

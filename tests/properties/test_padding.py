@@ -10,7 +10,7 @@ from fedlora.adapter import AdapterState
 from fedlora.release.engines.padding import padded
 from tests.strategies import specs, states
 
-MODERATE = st.floats(-100, 100, width=32)
+MODERATE = st.just(0.0) | st.floats(2**-20, 100, width=32) | st.floats(-100, -(2**-20), width=32)
 ADAPTERS = specs().flatmap(lambda spec: states(spec, floats=MODERATE))
 
 

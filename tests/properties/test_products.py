@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from fedlora import products
 from fedlora.adapter import AdapterSpec, AdapterState, AdapterUpdate
-from tests.oracles import dense_products, nearest_of_rank
-from tests.strategies import make_spec, make_state
+from fedlora.tensors import KINDS as TENSOR_KINDS
+from tests.oracles import dense_products, nearest_adapter
+from tests.strategies import HEADS, make_spec, make_state
 
 KINDS = ["plain", "duplicate", "near duplicate", "decaying", "zero factor", "zero column", "bf16"]
 MODULES = st.dictionaries(
@@ -28,7 +29,8 @@ def clients(
 ) -> AdapterState:
     """Adapters of any rank and alpha, in any gauge, some hard to tell from one ``before``."""
     generator = torch.Generator().manual_seed(draw(SEEDS))
-    spec = make_spec(rank=draw(st.integers(1, 12)), alpha=draw(st.floats(0.1, 64)), modules=modules)
+    rank, alpha = draw(st.integers(1, 12)), draw(st.floats(0.1, 64))
+    spec = make_spec(rank=rank, alpha=alpha, modules=modules, heads=HEADS)
     values, kind = torch.randn(spec.size, generator=generator), draw(st.sampled_from(KINDS))
     if kind.endswith("duplicate") and before:
         like = draw(st.sampled_from(before))
@@ -57,7 +59,8 @@ def sums(draw: st.DrawFn) -> tuple[list[tuple[float, AdapterState]], AdapterSpec
     modules, states = draw(MODULES), []
     for _ in range(draw(st.integers(1, 8))):
         states.append(draw(clients(modules, before=states)))
-    into = make_spec(rank=draw(st.integers(1, 16)), alpha=draw(st.floats(0.1, 64)), modules=modules)
+    rank, alpha = draw(st.integers(1, 16)), draw(st.floats(0.1, 64))
+    into = make_spec(rank=rank, alpha=alpha, modules=modules, heads=HEADS)
     return [(draw(WEIGHTS), state) for state in states], into
 
 
@@ -66,10 +69,13 @@ def pairs_of_updates(draw: st.DrawFn) -> tuple[AdapterState, list[AdapterUpdate]
     """An adapter and two updates of any factors, ranks and size."""
     modules, scaling = draw(MODULES), draw(st.floats(0.1, 8))
     rank = draw(st.integers(1, 6))
-    spec = make_spec(rank=rank, alpha=scaling * rank, modules=modules)
+    spec = make_spec(rank=rank, alpha=scaling * rank, modules=modules, heads=HEADS)
     received, updates = make_state(spec, seed=draw(SEEDS)), []
     for _ in range(2):
-        part = spec.part(draw(st.sampled_from(["A", "B", "AB"])), rank=draw(st.integers(1, 8)))
+        kinds = draw(
+            st.sampled_from(["A", "B", "AB", ("B", "head"), ("head",), tuple(TENSOR_KINDS)])
+        )
+        part = spec.part(kinds, rank=draw(st.integers(1, 8)))
         size = draw(st.sampled_from([1.0, 1e-3, 1e-6]))
         values = make_state(part, seed=draw(SEEDS)).values * size
         updates.append(AdapterUpdate(spec=part, values=values, num_examples=1))
@@ -91,9 +97,9 @@ def dense_change(received: AdapterState, update: AdapterUpdate) -> dict[str, tor
     }
     after = {name: values.clone() for name, values in before.items()}
     for tensor, values in update.factors():
-        rows, columns = tensor.shape
-        after[tensor.name][:rows, :columns] += values
-    return {
+        after[tensor.name][tuple(map(slice, tensor.shape))] += values
+    heads = {name: after[name] - before[name] for name, _ in received.heads()}
+    return heads | {
         module: received.spec.scaling
         * (
             after[f"{module}.lora_B"] @ after[f"{module}.lora_A"]
@@ -116,7 +122,7 @@ def test_combination_is_the_best_of_its_rank(case):
     """No adapter of the rank is nearer to the sum by more than 1e-6 of the sum's norm."""
     terms, into = case
     exact, rounding = dense_sum(terms), 1e-11 * sum(abs(w) * products.norm(t) for w, t in terms)
-    best = {module: nearest_of_rank(matrix, into.rank) for module, matrix in exact.items()}
+    best = nearest_adapter(make_state(into), exact)
     optimum = norm_of({module: exact[module] - best[module] for module in exact})
 
     combined = products.combine(terms, into=into)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedlora.adapter import AdapterSpec, AdapterState, AdapterUpdate
 from fedlora.errors import AdapterError
-from tests.strategies import MODULES, make_spec, make_state, make_update, specs, states
+from tests.strategies import HEADS, MODULES, make_spec, make_state, make_update, specs, states
 
 
 @given(specs())
@@ -199,3 +199,48 @@ def test_a_factor_without_its_partner_has_no_product():
     assert [module for module, _, _ in state.pairs()] == list(MODULES)
     with pytest.raises(AdapterError, match="only one of its two factors"):
         list(state.part(state.spec.part("B")).pairs())
+
+
+WITH_HEAD = make_spec(heads=HEADS)
+
+
+def test_no_rank_cuts_a_head():
+    """A part has all of it, or, if its kind is not asked for, nothing."""
+    for rank in (1, 2, 5):
+        part = WITH_HEAD.part(rank=rank)
+        assert {head.name: head.shape for head in part.heads} == HEADS
+        assert WITH_HEAD.part("AB", rank=rank).heads == ()
+    assert WITH_HEAD.part(("head",)).tensors == WITH_HEAD.heads
+    assert WITH_HEAD.modules == tuple(MODULES)
+    assert make_spec().heads == ()
+
+
+def test_an_update_moves_the_head_whole():
+    """Whatever the rank of the factors beside it."""
+    state = make_state(WITH_HEAD, seed=1)
+    update = make_update(WITH_HEAD.part(("B", "head"), rank=1), seed=2)
+    moved, increments = dict(state.plus(update).heads()), dict(update.heads())
+    for name, values in state.heads():
+        torch.testing.assert_close(moved[name], values + increments[name])
+
+
+def test_a_run_begins_with_a_drawn_head():
+    """Matrices are uniform on ±1/√columns and vectors zero; A is as without a head."""
+    wide = make_spec(heads={"dense.weight": (64, 100), "dense.bias": (64,)})
+    state = AdapterState.initial(wide, seed=7)
+    heads = dict(state.heads())
+    assert heads["dense.weight"].abs().max() <= 0.1
+    assert float(heads["dense.weight"].std()) == pytest.approx(0.1 / math.sqrt(3), rel=0.05)
+    assert not heads["dense.bias"].any()
+    plain = AdapterState.initial(make_spec(), seed=7)
+    assert torch.equal(state.part(plain.spec).values, plain.values)
+    other = dict(AdapterState.initial(wide, seed=8).heads())
+    assert not torch.equal(heads["dense.weight"], other["dense.weight"])
+
+
+def test_heads_are_not_among_the_products():
+    """But among all values."""
+    state = make_state(WITH_HEAD)
+    assert [module for module, _, _ in state.pairs()] == list(MODULES)
+    assert [name for name, _ in state.heads()] == list(HEADS)
+    assert state.norm() == pytest.approx(float(state.values.norm()))

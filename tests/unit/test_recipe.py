@@ -668,3 +668,39 @@ def test_a_recipe_file_that_cannot_be_read_is_named(tmp_path, kind):
         path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match=re.escape(f"{path}: the recipe cannot be read")):
         read_recipe(path)
+
+
+def classified(*overrides: str) -> Recipe:
+    text = "privacy: {unit: none}\ndatasets: [{path: a.csv}]\nobjective: classification\n"
+    return Recipe.from_yaml(text, overrides=overrides)
+
+
+def test_labels_are_texts_in_order():
+    """Whole numbers stand for what a file says; the order is that of the head's outputs."""
+    assert classified("labels=[spam, ham]").labels == ("spam", "ham")
+    assert classified("labels=[0, 1, 2]").labels == ("0", "1", "2")
+    again = Recipe.from_yaml(classified("labels=[1, 0]").to_yaml())
+    assert again.labels == ("1", "0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "needs the names of the classes: set labels"),
+        (["labels=[ham]"], "needs the names of the classes: set labels"),
+        (["labels=[ham, spam, ham]"], "labels names ham twice"),
+        (["labels=[true, false]"], 'quote them, as in "true"'),
+        (["labels=[ham, ' spam']"], "labels"),
+        (["labels=ham"], "labels"),
+        (["labels=[ham, spam]", "objective=sft"], "labels has no effect with objective: sft"),
+        (["labels=[ham, spam]", "train_on_inputs=true"], "train_on_inputs has no effect with"),
+        (
+            ["labels=[ham, spam]", "publish.forgetting={path: general.jsonl}"],
+            "publish.forgetting is the loss of the next token",
+        ),
+    ],
+)
+def test_what_classification_has_no_use_for_is_refused(overrides, says):
+    """And labels that sites could not agree on; the reason says what to do."""
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        classified(*overrides)

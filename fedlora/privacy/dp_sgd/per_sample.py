@@ -6,8 +6,9 @@ gradients cost no more than the sum that they replace (Goodfellow 2015, arXiv:15
 idea for norms; Rochette et al. 2019, arXiv:1912.06015, for the gradients).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -31,11 +32,17 @@ class Trained(Protocol):
 
     @property
     def parameters(self) -> Sequence[nn.Parameter]:
-        """Weights of linear modules of the model, float32."""
+        """Weights and biases of linear modules of the model, float32."""
 
     @property
     def tensors(self) -> Sequence[Tensor]:
         """For each parameter the view of its leading rows and columns that is trained."""
+
+    @property
+    def pooled(self) -> Collection[int]:
+        """Places of the parameters whose modules may be given one vector for each example,
+        ``(batch, in_features)``: what comes after the tokens of an example were pooled.
+        """
 
 
 class PerSampleGradients:
@@ -49,11 +56,11 @@ class PerSampleGradients:
         self._rows = rows
         self._held: dict[int, Tensor] = {}
 
-    def record(self, place: int, inputs: Tensor, gradient: Tensor) -> None:
-        """Add the per-example gradient of the tensor at ``place`` of the trained ones.
+    def record(self, places: "_Places", inputs: Tensor, gradient: Tensor) -> None:
+        """Add the per-example gradients of a module's trained tensors.
 
         Args:
-            place: index into ``trained.tensors``.
+            places: indices into ``trained.tensors``.
             inputs: of the linear module, ``(batch, …, in_features)``.
             gradient: of its outputs, ``(batch, …, out_features)``.
 
@@ -61,12 +68,16 @@ class PerSampleGradients:
             RunError: an earlier pass had another number of examples, or the rows make no whole
                 number of them.
         """
-        rows, columns = self._trained.tensors[place].shape
-        inputs = self._examples(inputs)[..., :columns].float()
-        gradient = self._examples(gradient)[..., :rows].float()
+        inputs, gradient = self._examples(inputs), self._examples(gradient)
+        if places.bias is not None:
+            self._add(places.bias, gradient.float().sum(dim=1))
+        rows, columns = self._trained.tensors[places.weight].shape
+        inputs, gradient = inputs[..., :columns].float(), gradient[..., :rows].float()
         # Wide, not tall: a CPU multiplies the same numbers up to five times faster.
         short, long = (gradient, inputs) if rows <= columns else (inputs, gradient)
-        result = torch.bmm(short.transpose(1, 2), long)
+        self._add(places.weight, torch.bmm(short.transpose(1, 2), long))
+
+    def _add(self, place: int, result: Tensor) -> None:
         held = self._held.get(place)
         if held is not None and held.shape != result.shape:
             raise _not_rows()
@@ -86,11 +97,11 @@ class PerSampleGradients:
 
         Returns:
             For each trained tensor ``(examples, rows, columns)`` float32, or, if it has more rows
-            than columns, ``(examples, columns, rows)``.
+            than columns, ``(examples, columns, rows)``; for a bias ``(examples, size)``.
 
         Raises:
             RunError: so many losses are not one for each example of the batch, or a tensor is
-                trained otherwise than as the weight of its linear module.
+                trained otherwise than as the weight or bias of its linear module.
         """
         held, self._held = self._held, {}
         if any(parameter.grad is not None for parameter in self._trained.parameters):
@@ -113,12 +124,11 @@ def in_shape(gradient: Tensor, shape: Sequence[int]) -> Tensor:
 
     Args:
         gradient: of all values of the tensor, possibly flat.
-        shape: ``(rows, columns)``.
+        shape: ``(rows, columns)``, or ``(size,)`` of a bias.
     """
-    rows, columns = shape
-    if rows <= columns:
-        return gradient.reshape(rows, columns)
-    return gradient.reshape(columns, rows).t().contiguous()
+    if len(shape) < 2 or shape[0] <= shape[1]:
+        return gradient.reshape(*shape)
+    return gradient.reshape(*reversed(shape)).t().contiguous()
 
 
 @contextmanager
@@ -135,45 +145,62 @@ def per_sample_gradients(trained: Trained, *, rows: int = 1) -> Iterator[PerSamp
         - The model is as before after the block.
 
     Raises:
-        BaseModelError: a parameter is not the weight of a plain linear module without bias; or,
-            inside the block, a module's input has no dimension for the batch.
+        BaseModelError: a parameter is not the weight or the bias of a plain linear module, or one
+            that has a bias is not trained whole; or, inside the block, a module's input has no
+            dimension for the batch.
     """
     recorded = PerSampleGradients(trained, rows=rows)
-    places = {id(parameter): place for place, parameter in enumerate(trained.parameters)}
-    linears = {
-        name: (module, place)
-        for name, module in trained.model.named_modules()
-        for parameter in module.parameters(recurse=False)
-        if (place := places.get(id(parameter))) is not None
-    }
-    _require_plain(linears, count=len(places))
+    linears = _linears(trained)
     try:
-        for name, (module, place) in linears.items():
-            module.forward = _recording(module, name, partial(recorded.record, place))
+        for name, (module, places) in linears.items():
+            pooled = places.weight in trained.pooled
+            record = partial(recorded.record, places)
+            vars(module)["forward"] = _recording(module, name, record, pooled=pooled)
         yield recorded
     finally:
         for module, _ in linears.values():
             vars(module).pop("forward", None)
 
 
-def _require_plain(linears: Mapping[str, tuple[nn.Module, int]], *, count: int) -> None:
-    for name, (module, _) in linears.items():
-        if type(module) is not nn.Linear or module.bias is not None:
+@dataclass(frozen=True)
+class _Places:
+    """Where a linear module's parameters are among the trained ones."""
+
+    weight: int
+    bias: int | None
+
+
+def _linears(trained: Trained) -> dict[str, tuple[nn.Linear, _Places]]:
+    """Return the modules whose weights, and biases if they have any, are trained."""
+    places = {id(parameter): place for place, parameter in enumerate(trained.parameters)}
+    linears: dict[str, tuple[nn.Linear, _Places]] = {}
+    for name, module in trained.model.named_modules():
+        own = [id(parameter) for parameter in module.parameters(recurse=False)]
+        if not any(parameter in places for parameter in own):
+            continue
+        if type(module) is not nn.Linear or any(parameter not in places for parameter in own):
             raise BaseModelError(
                 f"{name} is a {type(module).__name__}: per-example gradients are computed for "
-                "plain linear modules without bias. Choose other lora_target_modules."
+                "plain linear modules without bias, or with one that is trained too. Choose other "
+                "lora_target_modules."
             )
-    if len({place for _, place in linears.values()}) < count:
+        weight, *bias = (places[parameter] for parameter in own)
+        linears[name] = (module, _Places(weight, bias[0] if bias else None))
+    found = {place for _, of in linears.values() for place in (of.weight, of.bias)}
+    if not found >= set(places.values()):
         raise BaseModelError(
             "A trained factor belongs to no module of the model. Load the base model again."
         )
+    return linears
 
 
-def _recording(module: nn.Linear, name: str, record: Record) -> Callable[[Tensor], Tensor]:
-    """Return a module's forward function, the same but for the gradient of its weight."""
+def _recording(
+    module: nn.Linear, name: str, record: Record, *, pooled: bool
+) -> Callable[[Tensor], Tensor]:
+    """Return a module's forward function, the same but for the gradients of its parameters."""
 
     def forward(inputs: Tensor) -> Tensor:
-        if inputs.ndim < 3:
+        if inputs.ndim < (2 if pooled else 3):
             raise BaseModelError(
                 f"{name} gets tokens without a dimension for the batch, as experts of a mixture "
                 "do: whose they are is not known. Choose other lora_target_modules."
@@ -181,37 +208,38 @@ def _recording(module: nn.Linear, name: str, record: Record) -> Callable[[Tensor
         kind = inputs.device.type
         if torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
-        outputs: Tensor = _Linear.apply(inputs, module.weight, record)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        outputs: Tensor = _Linear.apply(inputs, module.weight, module.bias, record)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return outputs
 
     return forward
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map that gives what its weight's gradient is made of to ``record``."""
+    """A linear map that gives what its parameters' gradients are made of to ``record``."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - torch passes them by position
         ctx: Any,  # noqa: ANN401 - torch lets any attribute be set
         inputs: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         record: Record,
     ) -> Tensor:
         ctx.save_for_backward(inputs)  # the weight apart: it is no activation to compute again
         ctx.weight, ctx.record = weight.to(inputs.dtype), record
-        return F.linear(inputs, ctx.weight)
+        return F.linear(inputs, ctx.weight, None if bias is None else bias.to(inputs.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401 - as above
         gradient: Tensor,
-    ) -> tuple[Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, None, None, None]:
         (inputs,) = ctx.saved_tensors
         with torch.autocast(inputs.device.type, enabled=False):
             ctx.record(inputs, gradient)
             wanted = ctx.needs_input_grad[0]
-            return gradient @ ctx.weight if wanted else None, None, None
+            return gradient @ ctx.weight if wanted else None, None, None, None
 
 
 def _not_rows() -> RunError:

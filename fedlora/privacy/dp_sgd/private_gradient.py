@@ -88,15 +88,15 @@ class DpSgd:
             RunError: at the end of the block, steps were taken but the adapter has not moved.
         """
         steps = self._steps
-        before = [tensor[0].clone() for tensor in trained.tensors]
+        before = [_some(tensor).clone() for tensor in trained.tensors]
         with per_sample_gradients(trained, rows=self._rows) as per_sample:
             yield PrivateGradient(self, trained, per_sample)
         if self._multiplier and self._steps > steps:
             after = [
-                parameter.detach()[0, : len(row)]
+                _some(parameter.detach())[: len(row)]
                 for parameter, row in zip(trained.parameters, before, strict=True)
             ]
-            require_moved(before, after, [tensor[0] for tensor in trained.tensors])
+            require_moved(before, after, list(map(_some, trained.tensors)))
 
     def self_test(self) -> None:
         """Take a step without examples on a synthetic tensor and look at what it does.
@@ -212,12 +212,18 @@ class _Synthetic:
         self.model.weight = nn.Parameter(torch.zeros(_TRIAL_SIDE, _TRIAL_SIDE))
         self.parameters = [self.model.weight]
         self.tensors = [self.model.weight.detach()]
+        self.pooled: tuple[int, ...] = ()
 
     def step(self) -> None:
         """Subtract the gradient."""
         (tensor,) = self.tensors
         if tensor.grad is not None:
             tensor.sub_(tensor.grad)
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """Return a matrix's first row, or a vector itself."""
+    return tensor[0] if tensor.ndim > 1 else tensor
 
 
 def _require_fit(charge: Charge, expected_examples: float) -> None:

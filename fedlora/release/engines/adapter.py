@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedlora.errors import AdapterError
-from fedlora.peft_folder import KEY, WEIGHTS, read_options
+from fedlora.peft_config import read_options
+from fedlora.peft_folder import KEY, WEIGHTS
 from fedlora.tensor_file import read_header
 
 _LAYER = re.compile(r"\.(\d+)\.")

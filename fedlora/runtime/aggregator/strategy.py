@@ -84,6 +84,7 @@ class FederatedLora(Strategy):
                 complete=complete,
                 sites=self.exchange.sites,
                 evaluated=self.recipe.federation.evaluate_every > 0,
+                unit=self.recipe.loss_unit,
             )
         )
         if self.checkpoint.record is None:

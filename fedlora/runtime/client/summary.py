@@ -55,7 +55,7 @@ def _training(
 ) -> Iterator[tuple[str, str]]:
     where = f", here {site.base_model}" if site.base_model else ""
     yield "base model", f"{recipe.base_model}, SHA-256 {spec.base_digest}{where}"
-    modules = {tensor.module for tensor in spec.tensors}
+    modules = spec.modules
     kinds = sorted({module.rpartition(".")[2] for module in modules})
     more = ", …" if kinds[_MODULES_SHOWN:] else ""
     kind = f"{recipe.adapter} of rank {recipe.rank_of(site.site)}"
@@ -70,6 +70,8 @@ def _training(
     learns = "prompts and answers" if recipe.train_on_inputs else "answers alone"
     if recipe.objective == "dpo":
         learns = "which of two answers is preferred"
+    if recipe.labels:
+        learns = f"which of {counted(len(recipe.labels), 'label')} a text has"
     yield "", f"{rounds} of {steps} of {counted(recipe.batch_size, 'example')}"
     yield "", f"it learns {learns}, of rows cut to {recipe.sequence_len:,} tokens"
 

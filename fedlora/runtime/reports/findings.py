@@ -9,6 +9,7 @@ from typing import Any
 
 from fedlora.runtime.comparison import Comparison, Losses, losses_of, overall
 from fedlora.runtime.reports import format as fmt
+from fedlora.sections import LossUnit
 
 _LARGE = 700
 """A loss whose perplexity no longer fits a float."""
@@ -22,7 +23,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A row of the comparison: what an adapter trained one way reaches, in nats per token."""
+    """A row of the comparison: what an adapter trained one way reaches, in nats."""
 
     label: str
     kind: str
@@ -32,9 +33,13 @@ class Trained:
     overall: float
 
     def values(self, sites: Sequence[str]) -> list[float]:
-        """Return the sites' losses, then the overall loss and its perplexity."""
-        losses = [self.losses.get(site, math.nan) for site in sites]
-        return [*losses, self.overall, _perplexity(self.overall)]
+        """Return the sites' losses, then the overall loss."""
+        return [*(self.losses.get(site, math.nan) for site in sites), self.overall]
+
+    @property
+    def perplexity(self) -> float:
+        """Of the overall loss, where that is one of tokens."""
+        return math.exp(self.overall) if self.overall < _LARGE else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,7 @@ def trained(comparison: Comparison) -> list[Trained]:
     return [row for row in rows if row.losses]
 
 
-def outcome(records: Sequence[Record], comparison: Comparison) -> str:
+def outcome(records: Sequence[Record], comparison: Comparison, *, unit: LossUnit) -> str:
     """Return in a sentence what the run reached."""
     base, last, number = _ends(evaluation, records)
     before, after = overall(base).loss, overall(last).loss
@@ -119,21 +124,22 @@ def outcome(records: Sequence[Record], comparison: Comparison) -> str:
         return "The held-out loss has not been measured at both ends of the run."
     sites = fmt.counted(len(base), "site")
     if number == 0:
-        start = f"The base model's held-out loss is {fmt.loss(before, 2)} nats per token"
+        start = f"The base model's held-out loss is {fmt.loss(before, 2)} nats per {unit}"
         return f"{start} over {sites}; no federated round has been measured yet."
     if fmt.loss(before, 2) == fmt.loss(after, 2):
-        change = f"left the held-out loss at {fmt.loss(after, 2)} nats per token"
+        change = f"left the held-out loss at {fmt.loss(after, 2)} nats per {unit}"
     else:
         change = (
             f"{'lowered' if after < before else 'raised'} the held-out loss from "
-            f"{fmt.loss(before, 2)} to {fmt.loss(after, 2)} nats per token "
-            f"(perplexity {_shown_perplexity(base)} → {_shown_perplexity(last)})"
+            f"{fmt.loss(before, 2)} to {fmt.loss(after, 2)} nats per {unit}"
         )
+        if unit == "token":
+            change += f" (perplexity {_shown_perplexity(base)} → {_shown_perplexity(last)})"
     gap = _gap({row.kind: row.overall for row in trained(comparison)})
     return f"Federated training {change} over {sites} in {fmt.counted(number, 'round')}{gap}."
 
 
-def figures(records: Sequence[Record], comparison: Comparison) -> list[Figure]:
+def figures(records: Sequence[Record], comparison: Comparison, *, unit: LossUnit) -> list[Figure]:
     """Return the figures that stand at the top of the report."""
     base, last, number = _ends(evaluation, records)
     found: list[Figure] = []
@@ -143,7 +149,8 @@ def figures(records: Sequence[Record], comparison: Comparison) -> list[Figure]:
 
     if base:
         before, after = (fmt.loss(overall(losses).loss, 2) for losses in (base, last))
-        add("Held-out loss", after, f"base {before} nats per token")
+        add("Held-out loss", after, f"base {before} nats per {unit}")
+    if base and unit == "token":
         add("Perplexity", _shown_perplexity(last), f"base {_shown_perplexity(base)}")
     for measure in measures(records):
         add(measure.name, measure.adapter, f"base {measure.base}{measure.unit}")
@@ -243,7 +250,3 @@ def _ends(
 
 def _shown_perplexity(losses: Losses) -> str:
     return fmt.perplexity(overall(losses).perplexity)
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < _LARGE else math.nan

@@ -15,6 +15,7 @@ from fedlora.runtime.reports.findings import Record
 from fedlora.runtime.reports.page import render
 from fedlora.runtime.reports.plots import losses as plots
 from fedlora.runtime.run_folder import RunFolder
+from fedlora.sections import LossUnit
 
 _MOST_SITES = 40
 """Sites that the plot of the comparison shows."""
@@ -53,9 +54,9 @@ def write_report(run: RunFolder) -> None:
         privacy=privacy,
         spec=run.spec(),
         complete=complete,
-        outcome=findings.outcome(records, comparison),
-        figures=findings.figures(records, comparison),
-        plots=_plots(records, comparison),
+        outcome=findings.outcome(records, comparison, unit=recipe.loss_unit),
+        figures=findings.figures(records, comparison, unit=recipe.loss_unit),
+        plots=_plots(records, comparison, recipe.loss_unit),
         sites=sites,
         many=len(sites) > findings.MANY_SITES,
         rows=rows,
@@ -67,26 +68,26 @@ def write_report(run: RunFolder) -> None:
     atomic.write_file(run.report, html)
 
 
-def _plots(records: Sequence[Record], comparison: Comparison) -> list[_Plot]:
+def _plots(records: Sequence[Record], comparison: Comparison, unit: LossUnit) -> list[_Plot]:
     """Return the plots for which there are data."""
     made, sites = [], findings.sites_of(records)  # the same in each plot: so are their colours
     measured = {record["round"]: findings.evaluation(record) for record in records}
     if any(measured.values()):
         measured = {number: losses for number, losses in measured.items() if losses}
-        made.append(_held_out(measured, sites))
+        made.append(_held_out(measured, sites, unit))
     if comparison.alone:
-        made.append(_ways_of_training(comparison))
+        made.append(_ways_of_training(comparison, unit))
     if any(map(findings.training, records)):
-        made.append(_training(records, sites))
+        made.append(_training(records, sites, unit))
     return made
 
 
-def _held_out(measured: Mapping[int, Losses], names: Sequence[str]) -> _Plot:
+def _held_out(measured: Mapping[int, Losses], names: Sequence[str], unit: LossUnit) -> _Plot:
     losses = {n: {site: one.loss for site, one in by.items()} for n, by in measured.items()}
     sites = findings.by_site(losses, names)
     caption = ["Round 0 is the base model, before any training."]
     if len(sites) > 1:
-        caption.append("Overall is the mean over the held-out tokens of all sites.")
+        caption.append(f"Overall is the mean over the held-out {unit}s of all sites.")
     if len(sites) > findings.MANY_SITES:
         caption.append(_BANDS.format(len(sites)))
     if any(len(by) < len(sites) for by in measured.values()):
@@ -96,11 +97,12 @@ def _held_out(measured: Mapping[int, Losses], names: Sequence[str]) -> _Plot:
         {number: overall(by).loss for number, by in measured.items()},
         summary_label="overall" if len(sites) > 1 else next(iter(sites)),
         height=3.5,
+        unit=unit,
     )
     return _Plot(title="Held-out loss by round", caption=caption, svg=svg)
 
 
-def _training(records: Sequence[Record], names: Sequence[str]) -> _Plot:
+def _training(records: Sequence[Record], names: Sequence[str], unit: LossUnit) -> _Plot:
     sites = findings.by_site({r["round"]: findings.training(r) for r in records}, names)
     caption = ["Mean over a site's local steps in the round, on its own training rows."]
     means: dict[int, float] = {}
@@ -108,11 +110,11 @@ def _training(records: Sequence[Record], names: Sequence[str]) -> _Plot:
         caption.append(_BANDS.format(len(sites)))
         by_round = {r["round"]: findings.training(r).values() for r in records}
         means = {number: fmean(losses) for number, losses in by_round.items() if losses}
-    svg = plots.loss_by_round(sites, means, summary_label="mean of sites", height=2.3)
+    svg = plots.loss_by_round(sites, means, summary_label="mean of sites", height=2.3, unit=unit)
     return _Plot(title="Training loss by round", caption=caption, svg=svg)
 
 
-def _ways_of_training(comparison: Comparison) -> _Plot:
+def _ways_of_training(comparison: Comparison, unit: LossUnit) -> _Plot:
     """Return the plot of the comparison; of many sites it shows those that are served worst."""
     rows = {row.kind: row for row in findings.trained(comparison) if row.kind != "alone"}
     marks = {"base": "base", "federated": "federated", "pooled": "pooled"}
@@ -133,5 +135,5 @@ def _ways_of_training(comparison: Comparison) -> _Plot:
         sites = {site: sites[site] for site in by_loss[:_MOST_SITES]}
         caption.append(f"Shown are the {_MOST_SITES} sites with the highest federated loss.")
     total = {"alone" if kind == "mean" else kind: row.overall for kind, row in rows.items()}
-    svg = plots.loss_by_training({"overall": total} | sites)
+    svg = plots.loss_by_training({"overall": total} | sites, unit=unit)
     return _Plot(title="What federating was worth", caption=caption, svg=svg)

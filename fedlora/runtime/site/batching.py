@@ -20,11 +20,13 @@ class Batching:
         objective: whose rows they are.
         size: rows of a micro-batch.
         pad_token_id: what short rows are filled with.
+        longest: row that there may be, in tokens; a base may have no more places.
     """
 
     objective: Objective[Any, Any, Any]
     size: int
     pad_token_id: int
+    longest: int
 
     def batch(self, rows: Sequence[Tokenized], *, length: int | None = None) -> Batch:
         """Return rows (at least one) as one batch, padded to the longest or to ``length``."""
@@ -44,7 +46,8 @@ class Batching:
         """
         groups: dict[int, list[Tokenized]] = {}
         for row in rows:
-            groups.setdefault(-(-row.length // _PADDING) * _PADDING, []).append(row)
+            length = min(-(-row.length // _PADDING) * _PADDING, self.longest)
+            groups.setdefault(length, []).append(row)
         for length, group in sorted(groups.items()):
             for start in range(0, len(group), self.size):
                 yield self.batch(group[start : start + self.size], length=length)

@@ -259,7 +259,10 @@ class Site:
 
     @property
     def _batching(self) -> Batching:
-        return Batching(self.objective, self.recipe.micro_batch_size, self.base.pad_token_id)
+        recipe = self.recipe
+        return Batching(
+            self.objective, recipe.micro_batch_size, self.base.pad_token_id, recipe.sequence_len
+        )
 
     def _part(self, number: int) -> AdapterSpec:
         """Return the factors and components that the site trains in round ``number``."""

@@ -10,6 +10,7 @@ from fedlora.adapter import AdapterSpec
 from fedlora.errors import BaseModelError
 from fedlora.lock import BaseDigests
 from fedlora.recipe import Recipe
+from fedlora.training.base_model.classifier import head_tensors
 from fedlora.training.base_model.files import digest, part_digests, resolve
 from fedlora.training.base_model.memory import Memory, Workload, estimate, gigabytes
 from fedlora.training.base_model.network import attention, load_skeleton
@@ -94,11 +95,11 @@ def describe(recipe: Recipe) -> BaseFacts:
     """Return the facts of the recipe's base model; its weights are hashed, but not loaded.
 
     Raises:
-        BaseModelError: the model is not there, is no causal language model that transformers
-            knows, or has none of the modules that the recipe names.
+        BaseModelError: the model is not there, is no causal language model, or sequence classifier,
+            that transformers knows, or has none of the modules that the recipe names.
     """
     folder = resolve(recipe.base_model, recipe.base_model_revision)
-    skeleton = load_skeleton(folder)
+    skeleton = load_skeleton(folder, recipe.labels)
     spec = adapter_spec(recipe, folder, skeleton)
     device, dtype = compute(recipe)
     work = _workload(recipe, spec, skeleton, device=device, dtype=dtype)
@@ -130,11 +131,15 @@ def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> Ada
     """Return what the recipe's adapter is made of; the same for ``lora`` and ``qlora``.
 
     Raises:
-        BaseModelError: a name in ``lora_target_modules`` fits no linear module.
+        BaseModelError: a name in ``lora_target_modules`` fits no linear module, or the head of a
+            classifier cannot be trained.
     """
+    heads = head_tensors(folder, recipe.labels) if recipe.labels else ()
+    whole = {head.module.rpartition(".")[0] for head in heads}
+    linears = {p: each for p, each in linear_modules(skeleton).items() if p not in whole}
     lock = recipe.lock
     wanted = [path for path, _, _ in lock.modules] if lock else recipe.lora_target_modules
-    selected = select(linear_modules(skeleton), wanted)
+    selected = select(linears, wanted)
     trained = AdapterSpec(
         base_model=recipe.base_model,
         base_model_revision=recipe.base_model_revision,
@@ -142,7 +147,7 @@ def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> Ada
         rank=recipe.lora_r,
         alpha=recipe.alpha,
         target_modules=shortest_names(skeleton, selected),
-        tensors=factor_shapes(selected, rank=recipe.lora_r),
+        tensors=(*factor_shapes(selected, rank=recipe.lora_r), *heads),
     )
     return _as_locked(trained, recipe).part(rank=recipe.rank)
 
@@ -185,7 +190,7 @@ def _workload(
         layers=config.num_hidden_layers,
         widths=sum(map(sum, linears.values())) + experts * expert_widths(skeleton),
         hidden_size=config.hidden_size,
-        vocabulary=config.vocab_size,
+        vocabulary=len(recipe.labels or ()) or config.vocab_size,
         attention_heads=getattr(config, "num_attention_heads", 0) if keeps_scores else 0,
         private=recipe.privacy.unit == "example",
         checkpointing=recipe.gradient_checkpointing,

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedlora.errors import BaseModelError
 from fedlora.recipe import Recipe
+from fedlora.tensors import TensorSpec
 from fedlora.training.base_model.placement import Placement
 from fedlora.training.base_model.quantization import never_repack, quantizer
 
@@ -33,6 +35,11 @@ _NOISE = re.compile(r"drop|jitter")
 """Keys of a configuration such as ``attention_dropout``, ``resid_pdrop``, ``layerdrop`` and
 ``router_jitter_noise``."""
 
+_KINDS = {
+    AutoModelForCausalLM: "a causal language model",
+    AutoModelForSequenceClassification: "a sequence classifier",
+    AutoTokenizer: "a tokenizer",
+}
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -45,39 +52,55 @@ def attention(recipe: Recipe, device: torch.device) -> Literal["eager"] | None:
     return "eager" if device.type == "cpu" and short else None
 
 
-def load_skeleton(folder: Path) -> PreTrainedModel:
+def auto_class(labels: Sequence[str] | None) -> Any:  # noqa: ANN401 - one of transformers' classes
+    """Return what transformers makes the network with: of labels, a sequence classifier."""
+    return AutoModelForSequenceClassification if labels else AutoModelForCausalLM
+
+
+def load_skeleton(folder: Path, labels: Sequence[str] | None = None) -> PreTrainedModel:
     """Return the network on the meta device: shapes without weights.
 
+    Args:
+        folder: the base model's.
+        labels: of a sequence classifier; without them, it is a causal language model.
+
     Raises:
-        BaseModelError: the configuration is broken, of no causal language model that transformers
-            knows, or of weights that are quantised already.
+        BaseModelError: the configuration is broken, of no such model that transformers knows, or of
+            weights that are quantised already.
     """
-    with quietly(), _loading(folder), torch.device("meta"):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(_configuration(folder))
+    auto = auto_class(labels)
+    with quietly(), loading(folder, auto), torch.device("meta"):
+        skeleton: PreTrainedModel = auto.from_config(configuration(folder, labels))
     return skeleton
 
 
-def load_network(folder: Path, recipe: Recipe, placement: Placement) -> PreTrainedModel:
+def load_network(
+    folder: Path, recipe: Recipe, placement: Placement, *, heads: Sequence[TensorSpec] = ()
+) -> PreTrainedModel:
     """Return the network with its weights, held as the recipe says.
+
+    The values of ``heads`` are whatever transformers makes of them, and they are not quantised.
 
     Raises:
         BaseModelError: the weights are broken or incomplete.
     """
-    with quietly(), _loading(folder):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    auto, whole = auto_class(recipe.labels), [head.module.rpartition(".")[0] for head in heads]
+    with quietly(), loading(folder, auto), torch.random.fork_rng(devices=[]):
+        loaded: Any = auto.from_pretrained(
             folder,
-            config=_configuration(folder),
+            config=configuration(folder, recipe.labels),
             dtype=placement.dtype,
             device_map=placement.device_map,
             attn_implementation=attention(recipe, placement.device),
-            quantization_config=quantizer(recipe.quantization, placement.dtype),
+            quantization_config=quantizer(recipe.quantization, placement.dtype, whole=whole),
+            ignore_mismatched_sizes=bool(heads),  # these are replaced
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
     network: PreTrainedModel
     network, report = loaded
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(set(report["missing_keys"]) - {head.name for head in heads}):
         raise BaseModelError(
             f"{folder}: the weights lack {len(missing)} tensors, the first being {missing[0]}. "
             "Get the complete model again."
@@ -93,7 +116,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         BaseModelError: there is none that transformers can read, or one that does not tell where
             in a text its tokens are.
     """
-    with quietly(), _loading(folder):
+    with quietly(), loading(folder, AutoTokenizer):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False
         )
@@ -128,16 +151,25 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _configuration(folder: Path) -> PretrainedConfig:
+def configuration(folder: Path, labels: Sequence[str] | None) -> PretrainedConfig:
     """Return a base model's configuration, without dropout and other noise in training.
 
     What is drawn for one example would depend on those before it in the batch, which privacy
     forbids; the adapter has a dropout of its own, ``lora_dropout``.
 
+    Args:
+        folder: the base model's.
+        labels: of a sequence classifier, whatever those in the folder are.
+
     Raises:
         BaseModelError: the weights are quantised already.
     """
-    config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    names = dict(enumerate(labels or ()))
+    ids = {name: index for index, name in names.items()}
+    classes = {"num_labels": len(names), "id2label": names, "label2id": ids} if labels else {}
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, **classes
+    )
     if getattr(config, "quantization_config", None) is not None:
         raise BaseModelError(
             f"{folder}: its weights are quantised already, so that a release could not be merged "
@@ -157,7 +189,7 @@ def _without_noise(config: PretrainedConfig) -> None:
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
+def loading(folder: Path, auto: Any) -> Iterator[None]:  # noqa: ANN401 - one of transformers' classes
     """Turn what transformers raises about a folder into an error that helps."""
     try:
         yield
@@ -166,7 +198,6 @@ def _loading(folder: Path) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run here"
         raise BaseModelError(
-            f"{folder}: cannot be loaded as a causal language model "
-            f"({type(error).__name__}: {reason}). Get the complete model again, or choose one "
-            "that this version of transformers knows."
+            f"{folder}: cannot be loaded as {_KINDS[auto]} ({type(error).__name__}: {reason}). Get "
+            "the complete model again, or choose one that this version of transformers knows."
         ) from error

@@ -71,6 +71,8 @@ class Panel:
             BaseModelError: the model is not there, or is incomplete.
             AdapterError: an adapter does not fit the base.
         """
+        for state in adapters:
+            _require_answering(state)
         folder = resolve(recipe.base_model, recipe.base_model_revision)
         skeleton, (device, dtype) = load_skeleton(folder), compute(recipe)
         shapes = linear_modules(skeleton)
@@ -126,6 +128,7 @@ class Panel:
         Raises:
             AdapterError: it does not fit.
         """
+        _require_answering(state)
         for module, down, up in state.pairs():
             shape = (up.shape[0], down.shape[1])
             if self._shapes.get(module) != shape:
@@ -181,3 +184,11 @@ class Panel:
         """Compute in the base's type inside the block, with the float32 factors too."""
         enabled = self._dtype != torch.float32
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _require_answering(state: AdapterState) -> None:
+    if state.spec.heads:
+        raise AdapterError(
+            f"An adapter with a head ({state.spec.heads[0].name}) tells labels apart; it does not "
+            "answer. Load it with PEFT, as its card says."
+        )

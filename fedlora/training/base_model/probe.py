@@ -24,7 +24,7 @@ def require_trainable(
     - No token's logits depend on a token behind it. Training relies on it: padding on the right
       needs no mask, and a token cannot see the one that it is to predict. Among what transformers
       offers as causal language models are encoders (BERT, unless its configuration says
-      ``is_decoder``).
+      ``is_decoder``). A classifier has one result for all tokens, and may look at all of them.
     - No example's logits depend on other rows of its batch, so that its loss is its own.
     - Each factor takes part. Some networks use the weight of a linear module without calling it
       (Mamba's ``dt_proj``), so that an adapter on it is never seen.
@@ -32,7 +32,8 @@ def require_trainable(
     Args:
         network: in evaluation mode, with the adapter on it.
         factors: the adapter's, by name.
-        forward: gives the logits of ``(rows, length)`` tokens, ``(rows, length, vocabulary)``.
+        forward: gives the logits of ``(rows, length)`` tokens, ``(rows, length, vocabulary)``, or
+            of a classifier ``(rows, labels)``.
 
     Raises:
         BaseModelError: one of them does not hold, or the network does not compute at all.
@@ -52,7 +53,7 @@ def require_trainable(
         with torch.enable_grad():
             logits = forward(torch.arange(ordinary, ordinary + 8).view(2, 4))
             wanted = [seen[0], *factors.values()]
-            total = logits[0, :-1].float().sum()
+            total = (logits[0, :-1] if logits.ndim == 3 else logits[0]).float().sum()
             derivatives: Any = torch.autograd.grad(total, wanted, allow_unused=True)
             embedded, *of_factors = derivatives
     except torch.OutOfMemoryError:
@@ -70,7 +71,12 @@ def require_trainable(
             f"{name} has gradients that are not finite before any training. Get its weights again, "
             "or set bf16: false."
         )
-    if embedded[0, -1].any() or embedded[1].any():
+    if logits.ndim == 2 and embedded[1].any():
+        raise BaseModelError(
+            f"{name} lets examples of a batch see each other, so that the loss of one is not its "
+            "own. Choose another base model."
+        )
+    if logits.ndim == 3 and (embedded[0, -1].any() or embedded[1].any()):
         raise BaseModelError(
             f"{name} lets tokens see those behind them, as encoders do, or other examples: it "
             "cannot learn to continue a text. Choose a causal language model."

@@ -1,6 +1,6 @@
 """A base model that stays in memory while adapters come and go."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,17 +8,19 @@ from inspect import signature
 from typing import Any, Self
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.errors import AdapterError, BaseModelError
 from fedlora.recipe import Recipe
+from fedlora.training.base_model.classifier import prepare_to_pool
 from fedlora.training.base_model.facts import describe
 from fedlora.training.base_model.files import resolve
-from fedlora.training.base_model.network import load_network, load_tokenizer, quietly
+from fedlora.training.base_model.lora import peft_name, with_lora
+from fedlora.training.base_model.network import load_network, load_tokenizer
 from fedlora.training.base_model.probe import require_none, require_trainable
 from fedlora.training.base_model.trained_part import TrainedPart
 
@@ -28,8 +30,8 @@ class BaseModel:
     """A base model with one LoRA adapter on it, whose values are replaced in place.
 
     Guarantees:
-        - Nothing but the adapter's factors can be trained, and they are float32.
-        - The factors are exactly the tensors of ``spec``.
+        - Nothing but the adapter's tensors can be trained, and they are float32.
+        - They are exactly the tensors of ``spec``.
         - A base in NF4 gives the same gradients before and after it was used in evaluation mode.
     """
 
@@ -50,14 +52,16 @@ class BaseModel:
         """
         folder, facts = resolve(recipe.base_model, recipe.base_model_revision), describe(recipe)
         facts.require_room(recipe)
-        network = load_network(folder, recipe, facts.placement)
+        network = load_network(folder, recipe, facts.placement, heads=facts.spec.heads)
         base = cls(
-            model=_with_lora(network, facts.spec, recipe),
+            model=with_lora(network, facts.spec, recipe),
             tokenizer=load_tokenizer(folder),
             spec=facts.spec,
             device=facts.placement.device,
             dtype=facts.placement.dtype,
         )
+        if facts.spec.heads:
+            prepare_to_pool(network, pad_token_id=base.pad_token_id)
         base.load_adapter(AdapterState.initial(facts.spec, seed=recipe.seed))
         base.require_trainable()
         return base
@@ -72,13 +76,13 @@ class BaseModel:
 
     @cached_property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The trainable factors in the order of ``spec.tensors``.
+        """The trainable tensors in the order of ``spec.tensors``.
 
         Raises:
             BaseModelError: PEFT put other factors on the network than ``spec`` says.
         """
         trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        names = {tensor.name: _peft_name(tensor.name) for tensor in self.spec.tensors}
+        names = {tensor.name: peft_name(tensor) for tensor in self.spec.tensors}
         missing = [name for name, theirs in names.items() if theirs not in trainable]
         require_none(
             missing,
@@ -101,6 +105,8 @@ class BaseModel:
         """
 
         def forward(ids: Tensor) -> Tensor:
+            if self.spec.heads:
+                return self.class_logits(ids, torch.ones_like(ids))
             with self.autocast():
                 logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
             return logits
@@ -110,6 +116,11 @@ class BaseModel:
         factors = dict(zip(names, self.parameters, strict=True))
         network: Any = self.model.get_base_model()
         require_trainable(network, factors, forward)
+
+    @cached_property
+    def _heads(self) -> tuple[nn.Parameter, ...]:
+        pairs = zip(self.parameters, self.spec.tensors, strict=True)
+        return tuple(parameter for parameter, tensor in pairs if not tensor.is_factor)
 
     @cached_property
     def _adapted(self) -> tuple[LoraLayer, ...]:
@@ -151,13 +162,16 @@ class BaseModel:
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """Compute with the base alone inside the block."""
+        """Compute with the base alone inside the block; without a head all labels are alike."""
         trained = [parameter.requires_grad for parameter in self.parameters]
         on = [layer for layer in self._adapted if not layer.disable_adapters]
         for layer in on:  # PEFT's own context looks at each parameter: a tenth of a second
             layer.enable_adapters(enabled=False)
         try:
-            yield
+            with _restored(self._heads):
+                for head in self._heads:
+                    head.detach().zero_()
+                yield
         finally:
             for layer in on:
                 layer.enable_adapters(enabled=True)
@@ -179,20 +193,16 @@ class BaseModel:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), self.adapter_off() if state is None else self._exchanged(state):
+            with torch.no_grad(), self.adapter_off() if state is None else self._carrying(state):
                 yield
         finally:
             self.model.train(training)
 
     @contextmanager
-    def _exchanged(self, state: AdapterState) -> Iterator[None]:
-        own = [parameter.detach().clone() for parameter in self.parameters]
-        self.load_adapter(state)
-        try:
+    def _carrying(self, state: AdapterState) -> Iterator[None]:
+        with _restored(self.parameters):
+            self.load_adapter(state)
             yield
-        finally:
-            for parameter, values in zip(self.parameters, own, strict=True):
-                parameter.detach().copy_(values)
 
     def autocast(self) -> torch.autocast:
         """Compute in ``dtype`` inside the block, with the float32 factors too."""
@@ -217,6 +227,21 @@ class BaseModel:
         logits: Tensor = output.logits if self._keeps else output.logits[keep]
         return logits.float()
 
+    def class_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits of each text's labels; the base must be a sequence classifier.
+
+        Args:
+            input_ids: ``(batch, length)`` int64, on any device, padded on the right.
+            attention_mask: ``(batch, length)`` int64, 0 where padded: encoders would see it.
+
+        Returns:
+            ``(batch, labels)`` float32.
+        """
+        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
+        with self.autocast():
+            logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits.float()
+
     @cached_property
     def _keeps(self) -> bool:
         """Whether the network can leave out the logits of other places before it computes them.
@@ -229,28 +254,12 @@ class BaseModel:
         return whole and "logits_to_keep" in signature(network.forward).parameters
 
 
-def _with_lora(network: PreTrainedModel, spec: AdapterSpec, recipe: Recipe) -> PeftModel:
-    """Put float32 factors on the network and freeze all else."""
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT divides it, any number will do
-        lora_dropout=recipe.lora_dropout,
-        target_modules=list(spec.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    try:  # PEFT draws initial values, which ours replace
-        with quietly(), torch.random.fork_rng(devices=[]):
-            model = get_peft_model(network, config)
-    except ValueError as error:
-        raise BaseModelError(f"lora_target_modules: {error}") from error
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            # Autocast would cast the float32 copy of the input back again: 2 to 10 % of a step.
-            module.cast_input_dtype_enabled = False
-    if recipe.gradient_checkpointing:
-        network.activation_checkpointing_enable()
-    return model
-
-
-def _peft_name(name: str) -> str:
-    return f"base_model.model.{name}.default.weight"
+@contextmanager
+def _restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let parameters have their values of before again after the block."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, values in zip(parameters, kept, strict=True):
+            parameter.detach().copy_(values)

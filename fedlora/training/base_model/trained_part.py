@@ -8,7 +8,7 @@ from fedlora.adapter import AdapterSpec
 
 
 class TrainedPart:
-    """Views of the leading components of some of a model's factors; nothing else is trained.
+    """Views of the leading components of some of an adapter's tensors; nothing else is trained.
 
     A view shares its memory with the model's parameter, so a step on it is a step of the model,
     while the components behind it stay as they are, whatever the optimiser does.
@@ -28,16 +28,28 @@ class TrainedPart:
         """The model's own, in the order of ``part``."""
         self.tensors: list[Tensor] = []
         """The views, in the order of ``part``."""
+        self.pooled = frozenset(
+            place
+            for place, tensor in enumerate(part.tensors)
+            if not tensor.is_factor or (whole.heads and _is_outside_layers(tensor.module))
+        )
+        """Places of those whose modules may be given one vector for each example: of a classifier
+        the head, and what stands between the layers and the head."""
         for parameter, tensor in zip(parameters, whole.tensors, strict=True):
             parameter.requires_grad_(tensor.name in shapes)  # what is not trained costs nothing
             if tensor.name in shapes:
-                rows, columns = shapes[tensor.name]
+                leading = tuple(map(slice, shapes[tensor.name]))
                 self.parameters.append(parameter)
-                self.tensors.append(parameter.detach()[:rows, :columns])
+                self.tensors.append(parameter.detach()[leading])
 
     def take_gradients(self) -> None:
         """Move the parameters' gradients to the views."""
         for view, parameter in zip(self.tensors, self.parameters, strict=True):
-            rows, columns = view.shape
-            view.grad = None if parameter.grad is None else parameter.grad[:rows, :columns]
+            leading = tuple(map(slice, view.shape))
+            view.grad = None if parameter.grad is None else parameter.grad[leading]
             parameter.grad = None
+
+
+def _is_outside_layers(module: str) -> bool:
+    """Tell whether a module is in none of the numbered layers, where tokens may be mixed up."""
+    return not any(part.isdigit() for part in module.split("."))

@@ -33,6 +33,7 @@ class Factor(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FACTOR_UNSPECIFIED: _ClassVar[Factor]
     FACTOR_A: _ClassVar[Factor]
     FACTOR_B: _ClassVar[Factor]
+    FACTOR_HEAD: _ClassVar[Factor]
 
 class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -56,6 +57,7 @@ COMPRESSION_ZSTD: Compression
 FACTOR_UNSPECIFIED: Factor
 FACTOR_A: Factor
 FACTOR_B: Factor
+FACTOR_HEAD: Factor
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_BFLOAT16: Dtype

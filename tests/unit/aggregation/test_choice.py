@@ -16,9 +16,9 @@ from fedlora.aggregation.server_optimizer import Adaptive, FactorMomentum, Produ
 from fedlora.aggregation.share_a import ShareA
 from fedlora.methods import METHODS
 from fedlora.sections import Federation
-from tests.strategies import make_spec, make_state, make_update
+from tests.strategies import HEADS, make_spec, make_state, make_update
 
-SPEC = make_spec()
+SPEC = make_spec(heads=HEADS)
 START = make_state(SPEC, seed=9)
 
 

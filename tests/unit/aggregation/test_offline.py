@@ -14,7 +14,7 @@ from fedlora.aggregation.offline import Ingredient, Mixture, combine
 from fedlora.errors import AdapterError
 from fedlora.methods import OfflineMethod
 from tests.oracles import dense_products, nearest_of_rank
-from tests.strategies import make_spec, make_state
+from tests.strategies import HEADS, make_spec, make_state
 
 SIDES = {"model.layers.0.q_proj": (6, 5), "model.layers.0.up_proj": (5, 7), "lm_head": (5, 9)}
 METHODS: tuple[OfflineMethod, ...] = ("product", "average", "concat")
@@ -235,3 +235,30 @@ def test_weights_that_leave_float32_are_refused():
     state = make_state()
     parts = ingredients(rescaled(state, 1e-30), state, weights=[1, -1 + 1e-12])
     refuses(parts, "leaves the range of float32", method="average")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_heads_are_averaged(method):
+    """By the weights alone, whatever is done with B·A."""
+    spec = make_spec(modules=SIDES, heads=HEADS)
+    states = [make_state(spec, seed=seed) for seed in range(2)]
+    mixture = combine(ingredients(*states, weights=[3, 1]), method=method)
+    one, other = (dict(state.heads()) for state in states)
+    for name, values in mixture.state.heads():
+        torch.testing.assert_close(values, 0.75 * one[name] + 0.25 * other[name])
+    assert mixture.state.spec.tensors[-len(HEADS) :] == spec.heads
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_classifiers_are_combined_with_each_other_alone(method):
+    """Of the same shapes, too: a mean with a head that is not there would shrink the others."""
+    with_head = make_state(make_spec(modules=SIDES, heads=HEADS))
+    for heads in (None, {"score.weight": (2, 4)}):
+        other = make_state(make_spec(modules=SIDES, heads=heads))
+        with pytest.raises(AdapterError, match="a and b do not have the same head"):
+            combine(ingredients(with_head, other), method=method)
+    wider = make_state(make_spec(modules=SIDES, heads=HEADS | {"score.weight": (3, 4)}))
+    with pytest.raises(
+        AdapterError, match=r"the shapes of score\.weight are \(2, 4\) and \(3, 4\)"
+    ):
+        combine(ingredients(with_head, wider), method=method)

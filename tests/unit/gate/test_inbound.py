@@ -15,9 +15,11 @@ from fedlora.lock import Beginning, Lock
 from fedlora.methods import METHODS
 from fedlora.recipe import Recipe
 from fedlora.runtime.run_folder import RunFolder
-from tests.strategies import MODULES, make_spec, make_state, make_update
+from tests.strategies import HEADS, MODULES, make_spec, make_state, make_update
 
-SPEC = make_spec()
+SPEC = make_spec(heads=HEADS)
+NAMES = [*MODULES, *HEADS]
+"""What has a norm: modules that are adapted, and heads."""
 FREE = AdapterBounds(spectral_norm=1e3, growth_per_round=1e3)
 TEXT = "privacy: {unit: none}\ndatasets: [{path: a.jsonl, site: north}]\nseed: 7\n"
 
@@ -36,10 +38,13 @@ def initial() -> AdapterState:
 
 
 def of_norm(norm: float) -> AdapterState:
-    """Return an adapter of which every module has this spectral norm."""
-    state = AdapterState(spec=SPEC, values=torch.zeros(SPEC.size))
+    """Return an adapter of which every module, and every head's change, has this spectral norm."""
+    state = initial()
     for _, down, up in state.pairs():
+        down.zero_()
         down[0, 0], up[1, 0] = 2.0, norm / 2 / SPEC.scaling
+    for _, head in state.heads():
+        head.flatten()[0] += norm
     return state
 
 
@@ -48,7 +53,7 @@ def test_a_run_begins_as_its_folder_does(method, tmp_path):
     """What an aggregator sends first is what the run's folder begins with, by any method."""
     run = RunFolder.create(recipe(method), SPEC, data={}, runs=tmp_path)
     norms = require(run.load().adapter, number=0, method=method)
-    assert norms == dict.fromkeys(MODULES, 0.0)
+    assert norms == dict.fromkeys(NAMES, 0.0)
 
 
 @pytest.mark.parametrize("place", [0, -1])
@@ -92,15 +97,19 @@ def begun_with(state: AdapterState, method: str = "product") -> Recipe:
         tokenizer_digest="1" * 64,
         target_modules=SPEC.target_modules,
         modules=(("a", 1, 1),),
-        beginning=Beginning(a_digest=factor_digest(state, "A"), b_digest=factor_digest(state, "B")),
+        beginning=Beginning(
+            a_digest=factor_digest(state, "A"),
+            b_digest=factor_digest(state, "B"),
+            head_digest=factor_digest(state, "head"),
+        ),
     )
     values = recipe(method, "init_from=adapter").model_dump(mode="json", exclude_none=True)
     return Recipe.model_validate({**values, "lock": lock.model_dump(mode="json")})
 
 
-@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("place", [0, -1, SPEC.part(("A", "B")).size - 1])
 def test_a_run_may_begin_with_the_adapter_that_it_was_locked_to(place):
-    """Value for value, of A and of B; not with what the seed would give."""
+    """Value for value, of A, of B and of the head; not with what the seed would give."""
     state = make_state(SPEC, seed=3)
     asked = begun_with(state)
     require_adapter(state, number=0, recipe=asked, bounds=FREE)
@@ -167,7 +176,7 @@ def test_the_spectral_norm_is_bounded_by_module():
     """Module, value and bound are named."""
     bounds = AdapterBounds(spectral_norm=3, growth_per_round=100)
     norms = require(of_norm(2.999), number=1, bounds=bounds)
-    assert norms == pytest.approx(dict.fromkeys(MODULES, 2.999))
+    assert norms == pytest.approx(dict.fromkeys(NAMES, 2.999))
     state = of_norm(1)
     *_, (module, _, up) = state.pairs()
     up[1, 0] *= 3.1
@@ -182,7 +191,7 @@ def test_growth_is_bounded_by_the_rounds_that_passed():
     require(of_norm(2.99), number=3, bounds=bounds)
     with pytest.raises(PolicyError, match=r"grew by 3\.01 in 3 round"):
         require(of_norm(3.01), number=3, bounds=bounds)
-    seen = Seen(rounds=3, norms=dict.fromkeys(MODULES, 2.5))
+    seen = Seen(rounds=3, norms=dict.fromkeys(NAMES, 2.5))
     require(of_norm(4.49), number=5, bounds=bounds, seen=seen)
     with pytest.raises(PolicyError, match=r"grew by 2\.01 in 2 round"):
         require(of_norm(4.51), number=5, bounds=bounds, seen=seen)
@@ -192,7 +201,7 @@ def test_growth_is_bounded_by_the_rounds_that_passed():
 def test_an_adapter_that_was_seen_has_grown_by_nothing():
     """The chain holds it to its digest, so that it may come again after a stop."""
     bounds = AdapterBounds(spectral_norm=100, growth_per_round=1)
-    seen = Seen(rounds=3, norms=dict.fromkeys(MODULES, 0.0))
+    seen = Seen(rounds=3, norms=dict.fromkeys(NAMES, 0.0))
     for number in (2, 3):
         require(of_norm(50), number=number, bounds=bounds, seen=seen)
 
@@ -212,3 +221,30 @@ def test_a_large_adapter_costs_less_than_the_training_of_a_step():
     began = time.process_time()
     require(state, number=1, bounds=AdapterBounds(spectral_norm=1e6, growth_per_round=1e6))
     assert time.process_time() - began < 10
+
+
+def test_a_head_is_bounded_by_what_it_has_become():
+    """Since the beginning, which the seed gives: a matrix by its spectral norm, a vector by its."""
+    bounds, state = AdapterBounds(spectral_norm=3, growth_per_round=100), initial()
+    heads = dict(state.heads())
+    heads["classifier.dense.bias"].fill_(1.0)
+    heads["score.weight"].add_(torch.full((2, 4), 0.5))
+    norms = require(state, number=1, bounds=bounds)
+    assert norms["classifier.dense.bias"] == pytest.approx(2)
+    assert norms["score.weight"] == pytest.approx(math.sqrt(2))
+    assert norms["classifier.dense.weight"] == 0
+    heads["classifier.dense.bias"].fill_(2.0)
+    with pytest.raises(
+        PolicyError, match=r"changes classifier\.dense\.bias by a spectral norm of 4"
+    ):
+        require(state, number=1, bounds=bounds)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_head_begins_as_the_seed_says(method):
+    """And every method may change it afterwards."""
+    state = initial()
+    dict(state.heads())["score.weight"][0, 0] += 1e-3
+    with pytest.raises(PolicyError, match=r"score\.weight is not what the recipe's seed 7 gives"):
+        require(state, number=0, method=method)
+    require(state, number=1, method=method)

@@ -14,7 +14,7 @@ from fedlora.errors import PolicyError
 from fedlora.gate.metrics import ALLOWED
 from fedlora.gate.policy import Policy
 from fedlora.recipe import Recipe
-from tests.strategies import make_spec
+from tests.strategies import HEADS, make_spec
 
 BASE = "ab" * 32
 BOUNDS = {"base_models": [{"digest": BASE, "name": "small"}], "privacy": {"unit": "none"}}
@@ -379,3 +379,23 @@ def test_bounds_allow_no_adapter_that_the_aggregator_chose():
     assert line.startswith("  init_from: an adapter that the aggregator chose can be a crafted")
     assert asked.digest in line
     assert reasons(Policy(recipes=(asked.digest,)), asked) == []
+
+
+CLASSIFIES = ("objective=classification", "labels=[ham, spam]")
+
+
+def test_classification_is_allowed_by_name_alone():
+    """By default it is not: a head is trained whole."""
+    [line] = reasons(policy(), recipe(*CLASSIFIES))
+    assert line == "  bounds.objectives: sft is allowed, but classification is asked"
+    allowed = policy(objectives=["sft", "classification"], modules=["q_proj", "up_proj"])
+    spec = make_spec(rank=8, alpha=16.0, heads=HEADS)
+    assert reasons(allowed, recipe(*CLASSIFIES), spec) == []
+    assert reasons(allowed, recipe()) == []
+
+
+def test_a_head_without_classification_is_refused():
+    """Whatever the policy: it could be any weight of the base."""
+    spec = make_spec(rank=8, alpha=16.0, heads={"model.embed_tokens.weight": (9, 9)})
+    [line] = reasons(policy(), recipe(), spec)
+    assert "'model.embed_tokens.weight' is a head, but nothing is classified" in line

@@ -79,6 +79,17 @@ def test_the_card_says_what_the_manifest_says(manifest):
         assert told in card
 
 
+def test_the_card_says_what_a_loss_is_of(manifest):
+    """Of preferences it is a pair's, while that on the public text is a token's."""
+    loss = Loss(base=0.69, adapter=0.5)
+    evaluation = Evaluation(unit="pair", held_out=loss, forgetting=loss)
+    changed = manifest.model_copy(update={"evaluation": evaluation})
+    card = model_card(changed, license_id="unknown")
+    assert "| Loss, nats a pair | base | with adapter |" in card
+    assert "| public general text (forgetting), nats a token | 0.6900 | 0.5000 |" in card
+    assert b"unit" not in Evaluation(held_out=loss).model_dump_json(exclude_none=True).encode()
+
+
 def test_a_card_without_measurements_says_so(manifest):
     """An empty table would look like a mistake."""
     assert "Nothing was measured." in model_card(manifest, license_id="unknown")
@@ -106,3 +117,19 @@ def test_the_provenance_is_an_in_toto_statement_with_slsa_s_predicate(manifest):
     )
     assert details["metadata"]["invocationId"] == "demo-1/3"
     assert details["builder"]["version"]["fedlora"] == manifest.code.fedlora
+
+
+def test_the_card_of_a_classifier_names_its_labels(manifest):
+    """Task, labels and how to load it; its loss is in nats a text, and no engine serves it."""
+    adapter = manifest.adapter.model_copy(update={"labels": ("ham", "spam")})
+    evaluation = Evaluation(unit="text", held_out=Loss(base=0.7, adapter=0.1))
+    changed = manifest.model_copy(update={"adapter": adapter, "evaluation": evaluation})
+    card = model_card(changed, license_id="unknown")
+    assert metadata(card)["pipeline_tag"] == "text-classification"
+    assert "which of these labels a text has: `ham`, `spam`." in card
+    assert "id2label={0: 'ham', 1: 'spam'}" in card
+    assert "| Loss, nats a text | base with an untrained head | with adapter |" in card
+    assert "vllm" not in card
+    again = Manifest.from_json(changed.to_json(), source="manifest.json")
+    assert again.adapter.labels == ("ham", "spam")
+    assert b"labels" not in manifest.to_json()

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from fedlora.errors import ReleaseError
-from fedlora.peft_folder import CONFIG
+from fedlora.peft_config import CONFIG
 from fedlora.release import export
 from fedlora.release.folder import Release, verify
 from fedlora.release.manifest import MANIFEST

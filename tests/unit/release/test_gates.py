@@ -35,7 +35,7 @@ def test_the_margin_is_still_allowed():
     before, bound = measured(2.5), gate(margin=0.25)
     assert judge(measured(2.75), before, bound) == []
     (reason,) = judge(measured(2.7501), before, bound)
-    assert "publish.margin: the held-out loss is 2.7501 nats a token" in reason
+    assert "publish.margin: the held-out loss is 2.7501 nats, which" in reason
     assert "0.2501 above its parent's, 2.5000; 0.25 is allowed" in reason
 
 

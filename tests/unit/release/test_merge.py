@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -368,3 +369,13 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     refused(release, base, tmp_path / "merged", r"needs .* bytes, but 100,000 are free")
+
+
+def test_a_classifier_is_not_merged(released, tmp_path):
+    """The base has no place for its head; the reason says what to do instead."""
+    state = adapter_on(ON_EMBEDDED)
+    head = TensorSpec(module="score.weight", factor="head", shape=(2, 192))
+    spec = replace(state.spec, tensors=(*state.spec.tensors, head))
+    with_head = AdapterState(spec=spec, values=torch.cat([state.values, torch.zeros(2 * 192)]))
+    with pytest.raises(ReleaseError, match=r"has a head, score\.weight.*merge_and_unload"):
+        merge(released(with_head, EMBEDDED), EMBEDDED, tmp_path / "out")

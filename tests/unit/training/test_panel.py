@@ -11,6 +11,7 @@ from fedlora.adapter import AdapterState
 from fedlora.errors import AdapterError
 from fedlora.peft_folder import write_peft_folder
 from fedlora.training.base_model import Panel, describe, resolve
+from tests.strategies import HEADS, make_spec
 
 QUESTION = "asyncio.sleep(delay)"
 
@@ -99,3 +100,10 @@ def test_the_draws_of_others_are_left_alone(recipe_of, adapters):
     state = torch.random.get_rng_state()
     Panel.load(recipe_of(), adapters).replace(1, adapters[0])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_classifier_does_not_answer(recipe_of):
+    """It is refused before the base is loaded."""
+    spec = make_spec(heads=HEADS)
+    with pytest.raises(AdapterError, match=r"a head \(classifier\.dense\.weight\) tells labels"):
+        Panel.load(recipe_of(), [AdapterState.initial(spec, seed=0)])

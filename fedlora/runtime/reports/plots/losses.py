@@ -33,6 +33,7 @@ from fedlora.runtime.reports.plots.canvas import (
     set_margins,
     shortened,
 )
+from fedlora.sections import LossUnit
 
 _MARKS: Mapping[str, Mapping[str, Any]] = {
     "base": {"label": "base", "marker": "o", "s": 40, "c": CARD, "edgecolors": MUTED},
@@ -44,15 +45,21 @@ _MARKS: Mapping[str, Mapping[str, Any]] = {
 
 
 def loss_by_round(
-    sites: Mapping[str, Points], summary: Points, *, summary_label: str, height: float
+    sites: Mapping[str, Points],
+    summary: Points,
+    *,
+    summary_label: str,
+    height: float,
+    unit: LossUnit,
 ) -> Markup:
     """Draw a line for each site, or bands for many sites, and one thick line that sums them up.
 
     Args:
-        sites: each site's loss in nats per token; a site without any keeps its colour.
+        sites: each site's loss in nats per ``unit``; a site without any keeps its colour.
         summary: the values of the thick line; empty for none.
         summary_label: what is written beside the thick line.
         height: inches.
+        unit: what a loss is a mean over.
 
     Returns:
         An ``<svg>`` element.
@@ -61,7 +68,7 @@ def loss_by_round(
     summary = finite_points(summary)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height))
-        axes = figure.add_subplot(xlabel="round", title="nats per token")
+        axes = figure.add_subplot(xlabel="round", title=f"nats per {unit}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
         ends: list[End] = []
         if len(sites) > MANY_SITES:
@@ -81,19 +88,20 @@ def loss_by_round(
         return as_svg(figure, what=f"{summary_label.capitalize()} loss and loss by site, by round")
 
 
-def loss_by_training(rows: Mapping[str, Mapping[str, float]]) -> Markup:
+def loss_by_training(rows: Mapping[str, Mapping[str, float]], *, unit: LossUnit) -> Markup:
     """Draw a row of marks for each site, one mark for each way of training.
 
     Args:
         rows: held-out losses by ``base``, ``alone``, ``pooled`` and ``federated`` for each row,
             from the top; the first is emphasised.
+        unit: what a loss is a mean over.
 
     Returns:
         An ``<svg>`` element.
     """
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure = Figure(figsize=(WIDTH, 0.86 + 0.29 * len(rows)))
-        axes = figure.add_subplot(xlabel="held-out loss, nats per token (lower is better)")
+        axes = figure.add_subplot(xlabel=f"held-out loss, nats per {unit} (lower is better)")
         for y, losses in enumerate(rows.values()):
             finite = [loss for loss in losses.values() if math.isfinite(loss)]
             if finite:

@@ -37,6 +37,7 @@ class Part:
     def __init__(self, model, parameters):
         self.model, self.parameters = model, list(parameters)
         self.tensors = [parameter.detach() for parameter in self.parameters]
+        self.pooled = ()
 
 
 def linear(inputs, outputs):

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedlora.errors import AdapterError, ReleaseError
-from fedlora.peft_folder import CONFIG, WEIGHTS, write_peft_folder
+from fedlora.peft_config import CONFIG
+from fedlora.peft_folder import WEIGHTS, write_peft_folder
 from fedlora.release.engines.lint import UNSEEN, Report, lint, require_loadable
 from fedlora.release.engines.rule import ENGINES
 from fedlora.release.engines.rules import RULES
 from fedlora.release.engines.traits import Options
-from tests.strategies import make_spec, make_state
+from tests.strategies import HEADS, make_spec, make_state
 
 LAYER = "base_model.model.model.layers.0.self_attn"
 A, B = f"{LAYER}.q_proj.lora_A.weight", f"{LAYER}.q_proj.lora_B.weight"
@@ -147,6 +148,15 @@ def test_plain_adapters_are_loaded_by_all(tmp_path: Path) -> None:
     report = lint(made(Case((L, L, L, L)), tmp_path / "adapter"), options=Options())
 
     assert (report.findings, report.all_load_it) == ([], True)
+
+
+def test_a_head_is_what_engines_do_not_serve(tmp_path: Path) -> None:
+    """What fedlora writes of a classifier is found as modules that were trained whole."""
+    write_peft_folder(make_state(make_spec(heads=HEADS)), tmp_path / "adapter")
+    report = lint(tmp_path / "adapter", options=Options())
+
+    [finding] = [each for each in report.findings if each.found.startswith("modules_to_save is")]
+    assert tuple(finding.engines[engine].severity for engine in ENGINES) == (R, X, X, R)
 
 
 def test_engines_that_are_not_asked_for_are_not_judged(tmp_path: Path) -> None:

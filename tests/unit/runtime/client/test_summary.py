@@ -130,7 +130,9 @@ def test_what_training_begins_with_and_what_is_preferred_are_told():
     parts = BaseDigests(weights_digest="0" * 64, tokenizer_digest="1" * 64)
     plain = locked(recipe.model_copy(update={"init_from": None}), SPEC, parts)
     for release, said in (("ab" * 32, f"release {'ab' * 32}"), (None, "an adapter of no release")):
-        beginning = Beginning(release=release, a_digest="2" * 64, b_digest="3" * 64)
+        beginning = Beginning(
+            release=release, a_digest="2" * 64, b_digest="3" * 64, head_digest="4" * 64
+        )
         lock = plain.lock.model_copy(update={"beginning": beginning})
         request = Request(
             run="run", recipe=recipe.model_copy(update={"lock": lock}), spec=SPEC, asked=""

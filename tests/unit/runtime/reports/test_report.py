@@ -79,7 +79,7 @@ def spec():
 def make_run(tmp_path: Path, spec):
     """Return a function that makes a run folder from the records of its rounds."""
 
-    def make(records, *, sites=("east", "west"), rounds=None, baselines=None):
+    def make(records, *, sites=("east", "west"), rounds=None, baselines=None, **keys):
         datasets = [{"path": "rows.jsonl", "site": site} for site in sites]
         last = max(1, records[-1]["round"]) if records else 1
         recipe = Recipe.model_validate(
@@ -88,6 +88,7 @@ def make_run(tmp_path: Path, spec):
                 "datasets": datasets,
                 "privacy": {"unit": "none"},
                 "federation": {"rounds": rounds or last},
+                **keys,
             }
         )
         run = RunFolder.create(recipe, spec, data={}, runs=tmp_path)
@@ -145,6 +146,26 @@ def test_the_outcome_weighs_sites_by_their_tokens_and_names_the_gap_that_was_clo
     assert f"(perplexity {math.exp(base):.0f} → {math.exp(final):.1f}) over 2 sites" in text
     share = round(100 * (alone - final) / (alone - pooled))
     assert f"in 1 round; it closed {share}\N{NO-BREAK SPACE}% of the gap" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "unit"),
+    [
+        ({"objective": "dpo"}, "pair"),
+        ({"objective": "classification", "labels": ["ham", "spam"]}, "text"),
+    ],
+)
+def test_a_loss_of_no_tokens_has_its_own_unit_and_no_perplexity(make_run, keys, unit):
+    """In the outcome, in figures, plots and the comparison."""
+    run = make_run([record(0, sums(BASE)), record(1, sums(FINAL))], baselines=BASELINES, **keys)
+    html, page = read(run)
+    text = " ".join(page.text)
+    assert f"from 5.25 to 3.25 nats per {unit} over 2 sites" in text
+    assert f"Overall is the mean over the held-out {unit}s of all sites." in text
+    assert f"Nats per {unit}, lower is better." in text
+    assert "erplexity" not in html
+    assert "per token" not in html
+    assert len(page.row("federated")) == len(page.row("trained on")) == 4
 
 
 def test_what_was_counted_is_shown_of_base_and_adapter(make_run):
