@@ -44,7 +44,11 @@ class MethodFacts:
 
         What is no factor of a product is among them, whatever the method.
         """
-        return (*self.trains[(number - 1) % len(self.trains)], *WHOLE)
+        return (*self.turn(number), *WHOLE)
+
+    def turn(self, number: int) -> str:
+        """Return the factors that are trained in round ``number``, such as ``AB``."""
+        return self.trains[(number - 1) % len(self.trains)]
 
     def sent(self, number: int) -> tuple[str, ...]:
         """Return the kinds of tensors that clients send in round ``number`` (from 1)."""

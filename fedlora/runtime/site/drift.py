@@ -50,9 +50,11 @@ class SiteDrift:
         then, own = kept
         last = self.memory.last(self._name, before=self.number)
         trained = self.recipe.federation.facts.trained
-        between = [n for n in range(last, self.number) if trained(n) == trained(self.number)]
-        common = (then - self._began.values) / sum(map(self._rates, between))
-        return AdapterState(spec=self._part, values=common - own)
+        common = AdapterState(spec=self._part, values=then - self._began.values)
+        for tensor, moved in common.factors():
+            between = [n for n in range(last, self.number) if tensor.factor in trained(n)]
+            moved.div_(sum(map(self._rates, between)))
+        return AdapterState(spec=self._part, values=common.values - own)
 
     def keep(self, trained: AdapterState) -> None:
         """Remember the mean direction of the site's own steps, and what the round began from.
@@ -82,7 +84,7 @@ class SiteDrift:
 
     @property
     def _name(self) -> str:
-        return f"direction-{self.recipe.federation.facts.trained(self.number)}"
+        return f"direction-{self.recipe.federation.facts.turn(self.number)}"
 
     def _rates(self, number: int) -> float:
         """Return the sum of the learning rates of a round."""

@@ -35,7 +35,7 @@ def trained_privately(
     recipe, budget = site.recipe, SiteBudget(site, run)
     self_test(recipe, site.name)
     memory = SiteMemory(site.name, run)
-    name = f"clip-{''.join(recipe.federation.facts.trained(number))}"
+    name = f"clip-{recipe.federation.facts.turn(number)}"
     bound = memory.recall(name, before=number)
     clip_norm = recipe.max_grad_norm if bound is None else float(bound)
     charge = budget.training(number, clip_norm=clip_norm).redeem()

@@ -60,7 +60,7 @@ def test_the_mean_is_over_the_sites_that_measured_both():
     """Who takes part changes the mean of all without any change of the adapter."""
     before = measured(2.0, sites={NORTH: 1.0, SOUTH: 3.0})
     (worse,) = judge(measured(1.9, sites={NORTH: 1.9}), before, gate(site_margin=None))
-    assert "the held-out loss is 1.9000 nats a token, which is 0.9000 above its parent's" in worse
+    assert "the held-out loss is 1.9000 nats, which is 0.9000 above its parent's" in worse
     assert judge(measured(2.9, sites={SOUTH: 2.9}), before, gate()) == []
     other = measured(3.1, sites={"site-00000000000c": 3.1})
     (reason,) = judge(other, before, gate(site_margin=None))

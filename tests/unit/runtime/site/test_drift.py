@@ -154,6 +154,25 @@ def test_where_factors_take_turns_each_has_a_direction_of_its_own(folder):
     assert float((seen[-1] - problem.optimum()).norm()) < 0.2
 
 
+def test_a_head_moves_in_every_round():
+    """Also where factors take turns: what it moved by is over the rates of all rounds between."""
+    recipe = recipe_of("alternate", lr_scheduler="constant", warmup_ratio=0.0)
+    spec = make_spec(rank=2, modules={"m.up_proj": (5, 4)}, heads={"score.weight": (2, 5)})
+
+    def drift(number, values):
+        received = AdapterState(spec=spec, values=torch.full((spec.size,), values))
+        memory = SiteMemory("site-1", "run")
+        return SiteDrift(recipe=recipe, memory=memory, number=number, received=received)
+
+    first = drift(1, 0.0)
+    first.keep(first.received)
+    per_round = recipe.federation.local_steps * RATE
+    found = {tensor.factor: values for tensor, values in drift(5, -1.0).correction.factors()}
+    assert set(found) == {"B", "head"}
+    torch.testing.assert_close(found["B"], torch.full((4, 2), 1 / (2 * per_round)))
+    torch.testing.assert_close(found["head"], torch.full((2, 5), 1 / (4 * per_round)))
+
+
 def test_a_site_that_was_away_measures_the_rounds_between(folder):
     """It divides by the rates of all rounds since; one that is new has no correction."""
     recipe = recipe_of(lr_scheduler="constant", warmup_ratio=0.0)
