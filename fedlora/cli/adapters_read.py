@@ -42,7 +42,10 @@ def list_(
             found.append(source.index(each))
         except ReleaseError as error:  # the others can be had
             typer.echo(f"{plain(str(error))}\n", err=True)
-    print_names(found)
+    if found:
+        print_names(found)
+    if len(found) < len(names):
+        raise typer.Exit(2)
 
 
 def show(

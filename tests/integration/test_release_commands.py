@@ -7,7 +7,7 @@ import pytest
 
 import fedlora
 from fedlora.signing import new_key
-from simulations.published import Scene
+from simulations.published import Scene, manifest_of
 
 
 @pytest.fixture
@@ -35,6 +35,20 @@ def test_names_and_releases_are_listed(command_line, scene) -> None:
     assert f"latest {second.id[:12]}, production {first.id[:12]}" in names
     lines = [line.split()[0] for line in releases.splitlines()[1:3]]
     assert lines == [second.id[:12], first.id[:12]]
+
+
+def test_a_name_that_cannot_be_read_hides_no_other(command_line, scene) -> None:
+    """The others are listed, and the command fails with the reason."""
+    scene.publish()
+    folder = scene.draft(seed=1)
+    scene.publisher.publish(folder, manifest_of(folder, name="other"))
+    (scene.store.path / "index" / "other" / "00000001.json").write_text("{}", encoding="utf-8")
+
+    code, names, error = command_line("adapters", "list")
+
+    assert code == 2
+    assert "demo" in names
+    assert "other" in error
 
 
 def test_an_empty_store_says_so(command_line, scene) -> None:
