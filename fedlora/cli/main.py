@@ -1,5 +1,6 @@
 """The ``fedlora`` command: its commands, and how errors look to a user."""
 
+import logging
 import sys
 from typing import Annotated
 
@@ -50,6 +51,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; an expected error is one message and exit code 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")  # or the first library chooses
     try:
         app()
     except FedloraError as error:
