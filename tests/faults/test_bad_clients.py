@@ -190,8 +190,8 @@ def test_a_client_that_fails_is_refused_with_its_own_reason(small_recipe, tmp_pa
 class Exploding(Sft):
     """An objective whose losses are not finite."""
 
-    def losses(self, base, batch):
-        return super().losses(base, batch) * math.inf
+    def losses(self, base, batch, received, /):
+        return super().losses(base, batch, received) * math.inf
 
 
 DIVERGED = {
