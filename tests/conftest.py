@@ -3,6 +3,7 @@
 import fedlora  # isort: skip  # before torch, whose waiting threads then sleep
 
 import json
+import logging
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,16 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 CommandLine = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Take back what a command made of logging: its handlers write to a stream that is closed."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.captureWarnings(capture=False)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

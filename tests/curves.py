@@ -13,11 +13,11 @@ Curve = list[tuple[int, float]]
 
 
 def tensorboard_curve(folder: Path, name: str) -> Curve:
-    """Return a curve from the event files of a run."""
+    """Return a curve from the event files of a run, by step: names of files sort 10 before 9."""
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     found = events.Tensors(name)
-    return [(each.step, float(make_ndarray(each.tensor_proto))) for each in found]
+    return sorted((each.step, float(make_ndarray(each.tensor_proto))) for each in found)
 
 
 def mlflow_run(folder: Path, uri: str = "") -> tuple[Any, Any]:

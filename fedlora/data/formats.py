@@ -3,9 +3,10 @@
 Errors name file, line and key but never a value: the values are private data.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from fedlora.data import conversations, judged
 from fedlora.data.examples import Example, Labelled, Preference, Row, Turn
@@ -14,6 +15,7 @@ from fedlora.data.readers import RawRow, read_file
 from fedlora.data.standard_library import explained_functions
 from fedlora.data.values import named
 from fedlora.errors import DataError, RowError
+from fedlora.recipe import Recipe
 from fedlora.sections import AT_SITE, STANDARD_LIBRARY, Dataset, RowType
 
 TAKEN: Mapping[str, type[Row]] = {
@@ -36,15 +38,33 @@ class Rows:
     """Where it came from: the path that the recipe names."""
 
 
-def _refuse(error: RowError) -> None:
+OnProblem: TypeAlias = Callable[[RowError], None]
+"""Told of a row that cannot be learned from, which is then left out."""
+
+
+def refuse(error: RowError) -> None:
+    """End the reading with the first row that cannot be learned from."""
     raise error
+
+
+def leave_out(error: RowError) -> None:
+    """Say in the site's own log what is left out."""
+    logging.getLogger(__name__).warning("%s The row is left out.", error)
+
+
+def on_problem_of(recipe: Recipe) -> OnProblem:
+    """Return what becomes of rows that cannot be learned from.
+
+    Under ``privacy.unit: example`` each is left out by itself: a run that ends tells of it.
+    """
+    return leave_out if recipe.privacy.unit == "example" else refuse
 
 
 def read_dataset(
     dataset: Dataset,
     *,
     objective: str | None = None,
-    on_problem: Callable[[RowError], None] = _refuse,
+    on_problem: OnProblem = refuse,
 ) -> Rows:
     """Read one dataset of a recipe, in an order that depends on the data alone.
 
@@ -84,7 +104,7 @@ def read_dataset(
     return Rows(type=expected, examples=tuple(examples), source=dataset.path)
 
 
-def _readable(dataset: Dataset, on_problem: Callable[[RowError], None]) -> Iterator[RawRow]:
+def _readable(dataset: Dataset, on_problem: OnProblem) -> Iterator[RawRow]:
     for file in files_of(dataset):
         for row in read_file(file):
             if isinstance(row, RowError):

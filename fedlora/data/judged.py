@@ -46,6 +46,8 @@ def text_label(row: RawRow) -> Labelled:
         RowError: it is neither, or there is no text.
     """
     label = row.values.get("label")
+    if isinstance(label, float) and label.is_integer():  # as tables write whole numbers
+        label = int(label)
     if isinstance(label, bool) or not isinstance(label, (str, int)) or not str(label).strip():
         raise RowError(row.where, "label must be a name or a whole number. Correct the row.")
     if isinstance(label, int) and label < 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedlora.data.examples import Row
 from fedlora.data.files import files_of
-from fedlora.data.formats import Rows, read_dataset
+from fedlora.data.formats import OnProblem, Rows, on_problem_of, read_dataset
 from fedlora.data.readers import PACKED
 from fedlora.errors import DataError
 from fedlora.recipe import Recipe
@@ -63,7 +63,8 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
     datasets = labelled or recipe.datasets
     if recipe.privacy.unit == "example":
         _require_whole_records(datasets)
-    rows = [_read(dataset, recipe.objective, Path.cwd()) for dataset in datasets]
+    objective, on_problem = recipe.objective, on_problem_of(recipe)
+    rows = [_read(dataset, objective, on_problem, folder=Path.cwd()) for dataset in datasets]
     parts = zip(rows, datasets, strict=True)
     owned = [(row, dataset) for part, dataset in parts for row in part.examples]
     if not labelled and recipe.privacy.unit == "example":
@@ -102,9 +103,15 @@ def _require_whole_records(datasets: Sequence[Dataset]) -> None:
 
 
 @lru_cache(maxsize=32)
-def _read(dataset: Dataset, objective: str, folder: Path) -> Rows:  # noqa: ARG001 - of the cache's key: a path is relative to it
+def _read(
+    dataset: Dataset,
+    objective: str,
+    on_problem: OnProblem,
+    *,
+    folder: Path,  # noqa: ARG001 - of the cache's key: a path is relative to it
+) -> Rows:
     """Read a dataset once in this process: the sites of a simulation all need it."""
-    return read_dataset(dataset, objective=objective)
+    return read_dataset(dataset, objective=objective, on_problem=on_problem)
 
 
 def _held_out(rows: Sequence[Row], *, recipe: Recipe, site: str) -> set[Row]:

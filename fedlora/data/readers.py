@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from fedlora.errors import DataError, RowError
 
+_LARGEST_CELL = 2**31 - 1
+"""Characters; by itself Python's reader takes 131,072 for an error in the quotes."""
 _PASSAGE = 1000
 """Characters up to which the paragraphs of a text file are joined: about 250 to 400 tokens."""
 
@@ -124,6 +126,7 @@ def _json_type(value: object) -> str:
 
 
 def _csv(file: Path) -> Read:
+    csv.field_size_limit(_LARGEST_CELL)
     # newline="": the reader itself tells line ends inside quotes from those between rows.
     reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
     try:
@@ -150,13 +153,16 @@ def _csv(file: Path) -> Read:
 def _parquet(file: Path) -> Read:
     try:
         with pq.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{file}: two columns have the same name.")
             number = 0
             for part in table.iter_batches():
                 for row in part.to_pylist():
                     number += 1
                     yield RawRow(f"{file}, row {number}", row)
-    except (pa.ArrowException, ValueError, OSError) as error:  # its text may quote values
-        raise DataError(
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
+        raise DataError(  # without the error's text, which may quote values
             f"{file}: this cannot be read as Parquet ({type(error).__name__}). Write the file anew."
         ) from None
 

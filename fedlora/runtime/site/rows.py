@@ -1,9 +1,10 @@
 """A site's rows as its objective learns from them, and what became of those that are too long."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedlora.data.examples import Row
+from fedlora.data.formats import OnProblem, refuse
 from fedlora.data.tokens import Tokenizer
 from fedlora.errors import DataError, RowError
 from fedlora.recipe import Recipe
@@ -27,16 +28,12 @@ class PreparedRows:
     """How many were left out because of it."""
 
 
-def _refuse(error: RowError) -> None:
-    raise error
-
-
 def prepare(
     rows: Iterable[Row],
     recipe: Recipe,
     tokenizer: Tokenizer,
     *,
-    on_problem: Callable[[RowError], None] = _refuse,
+    on_problem: OnProblem = refuse,
 ) -> PreparedRows:
     """Tokenise rows; each decides alone whether it is cut or dropped.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedlora.adapter import AdapterSpec, AdapterState
 from fedlora.data.batches import Batch, mixture, rows_of_step
+from fedlora.data.formats import on_problem_of
 from fedlora.data.partition import site_examples
 from fedlora.data.public_text import public_examples
 from fedlora.data.tokens import tokenize
@@ -85,8 +86,9 @@ class Site:
             self_test(recipe, name)
         examples = site_examples(recipe, name)
         base = resident_base(recipe)
-        train = prepare(examples.train, recipe, base.tokenizer)
-        held_out = prepare(examples.held_out, recipe, base.tokenizer)
+        on_problem = on_problem_of(recipe)
+        train = prepare(examples.train, recipe, base.tokenizer, on_problem=on_problem)
+        held_out = prepare(examples.held_out, recipe, base.tokenizer, on_problem=on_problem)
         require_rows(recipe, name, train=train, held_out=held_out)
         tell_of_excess(recipe, name, train=train, held_out=held_out)
         sources = [examples.sources[place] for place in train.places]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from fedlora.errors import BaseModelError
 
-_ERRORS = (RuntimeError, TypeError, ValueError)
+_ERRORS = (IndexError, RuntimeError, TypeError, ValueError)
 
 
 def require_trainable(
@@ -86,6 +86,36 @@ def require_trainable(
         among=factors,
         what=f"are never called by {name}, which would train without them",
     )
+
+
+@torch.no_grad()
+def require_places(
+    network: PreTrainedModel, length: int, forward: Callable[[Tensor], Tensor]
+) -> None:
+    """Do nothing if the network takes rows of so many tokens.
+
+    Some have a table of so many places and no more (BERT, GPT-2), which a long row would show first
+    in the middle of a training.
+
+    Args:
+        network: in evaluation mode.
+        length: of the longest row, in tokens.
+        forward: as for ``require_trainable``.
+
+    Raises:
+        BaseModelError: it does not.
+    """
+    embedding: Any = network.get_input_embeddings()
+    ids = torch.full((1, length), embedding.weight.shape[0] // 2)
+    try:
+        forward(ids)
+    except torch.OutOfMemoryError:
+        raise
+    except _ERRORS as error:
+        raise BaseModelError(
+            f"sequence_len: {type(network).__name__} does not take {length} tokens "
+            f"({str(error).partition(chr(10))[0]}). Lower it to the places that the base has."
+        ) from error
 
 
 def require_none(factors: list[str], *, among: Mapping[str, object], what: str) -> None:

@@ -21,7 +21,7 @@ from fedlora.training.base_model.facts import describe
 from fedlora.training.base_model.files import resolve
 from fedlora.training.base_model.lora import peft_name, with_lora
 from fedlora.training.base_model.network import load_network, load_tokenizer
-from fedlora.training.base_model.probe import require_none, require_trainable
+from fedlora.training.base_model.probe import require_none, require_places, require_trainable
 from fedlora.training.base_model.trained_part import TrainedPart
 
 
@@ -63,14 +63,15 @@ class BaseModel:
         if facts.spec.heads:
             prepare_to_pool(network, pad_token_id=base.pad_token_id)
         base.load_adapter(AdapterState.initial(facts.spec, seed=recipe.seed))
-        base.require_trainable()
+        base.require_trainable(length=recipe.sequence_len)
         return base
 
     @property
     def pad_token_id(self) -> int:
         """The token that fills short rows: the tokenizer's own, or its end of sequence."""
+        embedded = self.model.get_input_embeddings().weight.shape[0]
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if isinstance(token, int):
+            if isinstance(token, int) and token < embedded:  # some tokenizers add one for nothing
                 return token
         return 0  # any will do: no real token sees the padding, and it has no label
 
@@ -96,12 +97,15 @@ class BaseModel:
             )
         return tuple(trainable[name] for name in names.values())
 
-    def require_trainable(self) -> None:
+    def require_trainable(self, *, length: int) -> None:
         """Do nothing if training on the logits teaches what it seems to.
 
+        Args:
+            length: of the longest row, in tokens.
+
         Raises:
-            BaseModelError: the network is not causal, mixes examples, or never calls an adapted
-                module.
+            BaseModelError: the network is not causal, mixes examples, never calls an adapted
+                module, or has no places for so many tokens.
         """
 
         def forward(ids: Tensor) -> Tensor:
@@ -116,6 +120,15 @@ class BaseModel:
         factors = dict(zip(names, self.parameters, strict=True))
         network: Any = self.model.get_base_model()
         require_trainable(network, factors, forward)
+        require_places(network, length, self._last_logits)
+
+    def _last_logits(self, ids: Tensor) -> Tensor:
+        """Return what is computed of whole rows at their ends, without the logits of all places."""
+        if self.spec.heads:
+            return self.class_logits(ids, torch.ones_like(ids))
+        keep = torch.zeros_like(ids, dtype=torch.bool, device=self.device)
+        keep[:, -1] = True
+        return self.logits(ids, keep=keep)
 
     @cached_property
     def _heads(self) -> tuple[nn.Parameter, ...]:

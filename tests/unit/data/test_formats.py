@@ -162,7 +162,9 @@ def test_pairs_that_prefer_nothing_are_refused(tmp_path: Path, row: object, prob
     assert PRIVATE not in str(caught.value)
 
 
-@pytest.mark.parametrize(("label", "expected"), [("good", "good"), (" 1 ", "1"), (0, "0")])
+@pytest.mark.parametrize(
+    ("label", "expected"), [("good", "good"), (" 1 ", "1"), (0, "0"), (2.0, "2")]
+)
 def test_labels_are_names_or_numbers(tmp_path: Path, label: object, expected: str) -> None:
     """A whole number becomes its name; white space around a name is no part of it."""
     path = _written(tmp_path, "a.jsonl", json.dumps({"text": "a", "label": label}))
@@ -222,6 +224,23 @@ def test_parquet_gives_the_rows_that_json_lines_would(tmp_path: Path) -> None:
     table = pa.table({"text": pa.array(["a"], pa.large_string()), "label": pa.array([1], "int8")})
     pq.write_table(table, labelled)
     assert _read(labelled).examples == (Labelled("a", "1"),)
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet_too(tmp_path: Path) -> None:
+    """One of them would be lost."""
+    path = tmp_path / "a.parquet"
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "text"]), path)
+    with pytest.raises(DataError, match="two columns have the same name"):
+        _read(path)
+
+
+def test_a_cell_may_be_a_whole_document(tmp_path: Path) -> None:
+    """Python's own reader takes more than 131,072 characters for a missing quote."""
+    long = "word " * 40_000
+    path = _written(tmp_path, "a.csv", f'text\n"{long}"\n')
+    [row] = _read(path).examples
+    assert row == Example((Turn("text", long),))
 
 
 def test_csv_rows_span_lines_and_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:

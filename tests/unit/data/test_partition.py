@@ -8,7 +8,7 @@ import pytest
 
 import fedlora
 from fedlora.data.partition import SiteExamples, site_examples
-from fedlora.errors import DataError
+from fedlora.errors import DataError, RowError
 from fedlora.recipe import Recipe, read_recipe
 
 DEMO = Path(fedlora.__file__).parent / "demo.yaml"
@@ -166,6 +166,26 @@ def test_under_privacy_a_row_moves_no_other(tmp_path: Path, labelled: bool) -> N
         fewer = places(rows[:left_out] + rows[left_out + 1 :])
         assert len(fewer) == len(whole) - (3 if labelled else 1)
         assert fewer.items() <= whole.items()
+
+
+def test_under_privacy_a_broken_row_is_left_out_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that it ended would tell of it; the site's own log has its place."""
+    whole = _texts(tmp_path, "whole.jsonl", [f"row {i}" for i in range(40)])
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(whole.read_text() + '{"text": 7}\n', "utf-8")
+    spec = _recipe((broken, "a"), **PRIVATE | {"federation": {"evaluate_every": 0}})
+
+    assert (
+        site_examples(spec, "a").train
+        == site_examples(
+            _recipe((whole, "a"), **PRIVATE | {"federation": {"evaluate_every": 0}}), "a"
+        ).train
+    )
+    assert "broken.jsonl, line 41" in caplog.text
+    with pytest.raises(RowError):
+        site_examples(_recipe((broken, "a")), "a")
 
 
 def test_under_privacy_shares_are_met_on_average(tmp_path: Path) -> None:

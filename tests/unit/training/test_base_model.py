@@ -339,6 +339,26 @@ def test_a_tokenizer_that_is_not_fast_is_refused(tmp_path, folder):
         load_tokenizer(folder)
 
 
+def test_rows_that_are_longer_than_the_base_has_places_for_are_refused(tmp_path):
+    """Before any training, which would end at the first long row."""
+    base = tiny_base(tmp_path, "gpt2")
+    places = base.model.get_base_model().config.n_positions
+    base.require_trainable(length=places)
+    with pytest.raises(BaseModelError, match=f"does not take {places + 1} tokens"):
+        base.require_trainable(length=places + 1)
+
+
+def test_a_padding_token_that_has_no_embedding_is_not_taken(tmp_path):
+    """Some tokenizers add one that the network does not know."""
+    base = tiny_base(tmp_path, "llama")
+    size = base.model.get_input_embeddings().weight.shape[0]
+    base.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    while base.tokenizer.pad_token_id < size:
+        base.tokenizer.add_tokens([f"[{len(base.tokenizer)}]"])
+        base.tokenizer.pad_token = f"[{len(base.tokenizer) - 1}]"
+    assert base.pad_token_id < size
+
+
 @torch.no_grad()
 def test_logits_of_a_network_that_computes_them_all_are_picked(tmp_path):
     """That of xLSTM has no ``logits_to_keep``: what is kept is the same."""

@@ -30,6 +30,12 @@ def test_single_bad_batches_do_not():
     assert ends([2.0, 2.0, 900.0, 2.0, 2.0] + [9.0] * 5) == 10
 
 
+def test_what_explodes_at_once_is_no_measure_of_what_follows():
+    """A rate that is too high shows in the first steps; short rounds are looked at, too."""
+    assert ends([2.0, 60.0, 60.0, 60.0, 60.0, 60.0]) == 6
+    assert ends([4.5, 4.1, 13.7, 7.9, 13.9, 12.0, 10.6, 6.0]) == 7
+
+
 def test_a_round_that_begins_badly_is_not_its_site_s_fault():
     """What counts is what the site's own steps make of it."""
     assert ends([50.0] * 20) is None
