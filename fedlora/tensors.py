@@ -57,6 +57,11 @@ class TensorSpec:
         return self.kind.rank_axis is not None
 
     @property
+    def owner(self) -> str:
+        """Path of the module in the base model that holds the parameter of a head."""
+        return self.module.rpartition(".")[0]
+
+    @property
     def name(self) -> str:
         """Name of the tensor, such as ``model.layers.0.mlp.up_proj.lora_A``."""
         return self.module + self.kind.suffix

@@ -41,17 +41,30 @@ def collate(
     examples: Sequence[TokenizedExample], *, pad_token_id: int, length: int | None = None
 ) -> Batch:
     """Pad examples (at least one) on the right to the longest of them, or to ``length``."""
-    longest = max(len(example.input_ids) for example in examples)
-    shape = (len(examples), length or longest)
+    input_ids, attention_mask = padded(
+        [example.input_ids for example in examples], pad_token_id=pad_token_id, length=length
+    )
+    labels = torch.full_like(input_ids, IGNORED)
+    for row, example in enumerate(examples):
+        own = slice(example.length)
+        labels[row, own] = input_ids[row, own].where(torch.tensor(example.supervised), IGNORED)
+    return Batch(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], *, pad_token_id: int, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return rows of tokens (at least one) side by side, and the mask of what is no padding.
+
+    Both are ``(rows, length)`` int64, padded on the right to the longest row or to ``length``.
+    """
+    shape = (len(rows), length or max(map(len, rows)))
     input_ids = torch.full(shape, pad_token_id)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
-    labels = torch.full(shape, IGNORED)
-    for row, example in enumerate(examples):
-        tokens, length = torch.tensor(example.input_ids), len(example.input_ids)
-        input_ids[row, :length] = tokens
-        attention_mask[row, :length] = 1
-        labels[row, :length] = tokens.where(torch.tensor(example.supervised), IGNORED)
-    return Batch(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+    for place, row in enumerate(rows):
+        input_ids[place, : len(row)] = torch.tensor(row)
+        attention_mask[place, : len(row)] = 1
+    return input_ids, attention_mask
 
 
 def rows_of_step(

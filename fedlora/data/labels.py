@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlora.data.batches import padded
 from fedlora.data.examples import Labelled
 from fedlora.data.tokens import TokenizedExample, Tokenizer
 from fedlora.errors import RowError
@@ -96,10 +97,8 @@ def collate_texts(
     rows: Sequence[TokenizedText], *, pad_token_id: int, length: int | None = None
 ) -> LabelledBatch:
     """Pad texts (at least one) on the right to the longest of them, or to ``length``."""
-    shape = (len(rows), length or max(row.length for row in rows))
-    input_ids, attention_mask = torch.full(shape, pad_token_id), torch.zeros(shape).long()
-    for place, row in enumerate(rows):
-        input_ids[place, : row.length] = torch.tensor(row.input_ids)
-        attention_mask[place, : row.length] = 1
+    input_ids, attention_mask = padded(
+        [row.input_ids for row in rows], pad_token_id=pad_token_id, length=length
+    )
     labels = torch.tensor([row.label for row in rows])
     return LabelledBatch(input_ids=input_ids, attention_mask=attention_mask, labels=labels)

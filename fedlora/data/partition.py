@@ -72,9 +72,8 @@ def site_examples(recipe: Recipe, site: str) -> SiteExamples:
         owned = [o for o in owned if int(_draw(o[0], f"{recipe.seed}/deal") * count) == place]
     elif not labelled:
         deal = random.Random(f"{recipe.seed}/deal")
-        distinct = list(
-            dict.fromkeys(row for row, _ in owned)
-        )  # copies go to one site, all of them
+        # copies of a row go to one site, all of them
+        distinct = list(dict.fromkeys(row for row, _ in owned))
         order = deal.sample(range(len(distinct)), len(distinct))
         own = order[recipe.site_names.index(site) :: len(recipe.site_names)]
         mine = {distinct[index] for index in own}

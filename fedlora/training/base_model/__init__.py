@@ -1,6 +1,6 @@
 """The base model: found, described without its weights, and kept warm with one adapter on it.
 
-The only importer of transformers, PEFT, bitsandbytes and the hub's client.
+The only importer of transformers, PEFT and bitsandbytes.
 """
 
 from fedlora.training.base_model.bnb_adamw import bnb_adamw, require_optimizer

@@ -62,7 +62,7 @@ def head_tensors(folder: Path, labels: Sequence[str]) -> tuple[TensorSpec, ...]:
 
 def head_modules(spec: AdapterSpec) -> list[str]:
     """Return the paths of the modules whose parameters are heads."""
-    return list(dict.fromkeys(head.module.rpartition(".")[0] for head in spec.heads))
+    return list(dict.fromkeys(head.owner for head in spec.heads))
 
 
 def make_trainable(network: PreTrainedModel, heads: Collection[TensorSpec]) -> None:

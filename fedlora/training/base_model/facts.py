@@ -135,7 +135,7 @@ def adapter_spec(recipe: Recipe, folder: Path, skeleton: PreTrainedModel) -> Ada
             classifier cannot be trained.
     """
     heads = head_tensors(folder, recipe.labels) if recipe.labels else ()
-    whole = {head.module.rpartition(".")[0] for head in heads}
+    whole = {head.owner for head in heads}
     linears = {p: each for p, each in linear_modules(skeleton).items() if p not in whole}
     lock = recipe.lock
     wanted = [path for path, _, _ in lock.modules] if lock else recipe.lora_target_modules

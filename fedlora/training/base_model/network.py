@@ -84,7 +84,7 @@ def load_network(
     Raises:
         BaseModelError: the weights are broken or incomplete.
     """
-    auto, whole = auto_class(recipe.labels), [head.module.rpartition(".")[0] for head in heads]
+    auto, whole = auto_class(recipe.labels), [head.owner for head in heads]
     with quietly(), loading(folder, auto), torch.random.fork_rng(devices=[]):
         loaded: Any = auto.from_pretrained(
             folder,

@@ -1,6 +1,7 @@
 """What a network and its adapter must show, on a few tokens, before they are trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,26 +45,19 @@ def require_trainable(
         seen.append(output.detach().requires_grad_())
         return seen[-1]
 
-    embedding: Any = network.get_input_embeddings()
-    ordinary = (
-        embedding.weight.shape[0] // 2
-    )  # special tokens, which may be padding, are at the ends
+    embedding, ordinary = _embedding(network)
     handle = embedding.register_forward_hook(watch)
+    advice = "Take adapter: lora without load_in_8bit, or choose another base model."
     try:
-        with torch.enable_grad():
+        with (
+            _refusing(f"{name} does not compute as the recipe holds and adapts it", advice),
+            torch.enable_grad(),
+        ):
             logits = forward(torch.arange(ordinary, ordinary + 8).view(2, 4))
             wanted = [seen[0], *factors.values()]
             total = (logits[0, :-1] if logits.ndim == 3 else logits[0]).float().sum()
             derivatives: Any = torch.autograd.grad(total, wanted, allow_unused=True)
             embedded, *of_factors = derivatives
-    except torch.OutOfMemoryError:
-        raise
-    except _ERRORS as error:
-        raise BaseModelError(
-            f"{name} does not compute as the recipe holds and adapts it "
-            f"({str(error).partition(chr(10))[0]}). Take adapter: lora without load_in_8bit, or "
-            "choose another base model."
-        ) from error
     finally:
         handle.remove()
     if not embedded.isfinite().all():
@@ -105,17 +99,10 @@ def require_places(
     Raises:
         BaseModelError: it does not.
     """
-    embedding: Any = network.get_input_embeddings()
-    ids = torch.full((1, length), embedding.weight.shape[0] // 2)
-    try:
-        forward(ids)
-    except torch.OutOfMemoryError:
-        raise
-    except _ERRORS as error:
-        raise BaseModelError(
-            f"sequence_len: {type(network).__name__} does not take {length} tokens "
-            f"({str(error).partition(chr(10))[0]}). Lower it to the places that the base has."
-        ) from error
+    _, ordinary = _embedding(network)
+    fault = f"sequence_len: {type(network).__name__} does not take {length} tokens"
+    with _refusing(fault, "Lower it to the places that the base has."):
+        forward(torch.full((1, length), ordinary))
 
 
 def require_none(factors: list[str], *, among: Mapping[str, object], what: str) -> None:
@@ -131,6 +118,26 @@ def require_none(factors: list[str], *, among: Mapping[str, object], what: str) 
             f"lora_target_modules: {', '.join(sorted(out))} {what}. Leave them out: "
             f"{f'write [{rest}]' if rest else 'choose another base model'}."
         )
+
+
+def _embedding(network: PreTrainedModel) -> tuple[Any, int]:
+    """Return a network's embedding, and a token of it that is none of the special ones.
+
+    These, of which one may be padding, are at the ends.
+    """
+    embedding: Any = network.get_input_embeddings()
+    return embedding, embedding.weight.shape[0] // 2
+
+
+@contextmanager
+def _refusing(fault: str, advice: str) -> Iterator[None]:
+    """Turn what a network raises while it computes into an error that helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _ERRORS as error:
+        raise BaseModelError(f"{fault} ({str(error).partition(chr(10))[0]}). {advice}") from error
 
 
 def _kinds(factors: list[str]) -> set[str]:
