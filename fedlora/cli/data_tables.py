@@ -35,6 +35,10 @@ def print_report(report: DataReport, recipe: Recipe) -> None:
     """Print what is in a dataset, and what of it cannot be learned from."""
     prepared, length = report.prepared, recipe.sequence_len
     kept, refused = len(report.rows), len(report.problems)
+    if report.failure:
+        _console.print(Text(report.source, style="bold"))
+        _print_problems(report)
+        return
     _console.print(Text(f"{report.source}: {report.format}", style="bold"))
     facts = Table.grid(padding=(0, 2))
     facts.add_row("  rows", f"{kept:,} kept, {refused:,} refused, {prepared.dropped:,} too long")

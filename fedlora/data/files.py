@@ -45,7 +45,7 @@ def files_of(dataset: Dataset) -> list[Path]:
         DataError: nothing is there, or it cannot be fetched or read.
     """
     path = Path(dataset.path).expanduser()
-    if _is_on_hub(path, dataset.path):
+    if not _is_there(path) and _is_hub_id(dataset.path):
         folder = fetched(dataset.path, revision=dataset.revision, suffixes=_TABLES)
         return _hub_files(folder, dataset)
     for key in ("revision", "name"):
@@ -61,17 +61,19 @@ def files_of(dataset: Dataset) -> list[Path]:
     return [_file(path)]
 
 
-def _is_on_hub(path: Path, written: str) -> bool:
-    known = path.suffix.lower() in READERS
-    return bool(_HUB_ID.fullmatch(written)) and not known and not path.exists()
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _is_hub_id(written: str) -> bool:
+    return bool(_HUB_ID.fullmatch(written)) and Path(written).suffix.lower() not in READERS
 
 
 def _file(path: Path) -> Path:
-    try:
-        there = path.exists()
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if not there:
+    if not _is_there(path):
         began = "" if path.is_absolute() else f" It was looked for from {Path.cwd()}."
         raise DataError(
             f"{path}: there is no such file or folder.{began} Correct datasets[].path in the "

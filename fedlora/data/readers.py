@@ -55,7 +55,9 @@ def read_file(file: Path) -> Read:
 
 def unreadable(path: Path, error: OSError) -> DataError:
     """Return what to say of a path that the operating system refuses."""
-    return DataError(f"{path}: this cannot be read ({error.strerror}). Check its permissions.")
+    return DataError(
+        f"{path}: this cannot be read ({error.strerror}). Check the path and its permissions."
+    )
 
 
 def _text(file: Path) -> str:
@@ -128,7 +130,8 @@ def _json_type(value: object) -> str:
 def _csv(file: Path) -> Read:
     csv.field_size_limit(_LARGEST_CELL)
     # newline="": the reader itself tells line ends inside quotes from those between rows.
-    reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
+    text = io.StringIO(_text(file), newline="")
+    reader = csv.reader(text, strict=True, skipinitialspace=True)  # else a, "b" has quotes in it
     try:
         header = [name.strip() for name in next((cells for cells in reader if cells), [])]
         if len(set(header)) < len(header):

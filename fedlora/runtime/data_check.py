@@ -26,7 +26,7 @@ class DataReport:
 
     source: str
     format: str
-    """As named or detected."""
+    """As detected; of a dataset that cannot be used, as named."""
     rows: Sequence[Row]
     """Those that are trained on."""
     prepared: PreparedRows
@@ -108,7 +108,7 @@ def check_dataset(dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer) -> Dat
     except DataError as error:
         return DataReport(
             source=dataset.path,
-            format="unknown" if dataset.type == "auto" else dataset.type,
+            format=dataset.type,
             rows=(),
             prepared=nothing,
             problems=problems,

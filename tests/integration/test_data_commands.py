@@ -50,6 +50,15 @@ def test_labels_are_counted(command_line, tmp_path):
     assert PRIVATE not in out
 
 
+def test_data_of_another_objective_is_told_without_counts(command_line, tmp_path):
+    """It has no format that can be learned from: nothing was kept or refused."""
+    path = _written(tmp_path / "a.jsonl", [{"text": "one", "label": "odd"}])
+    code, out, _ = command_line("data", "check", path, "--type", "text-label")
+    assert code == 1
+    assert "kept" not in out
+    assert "objective" in out
+
+
 def test_every_problem_is_told_with_its_lines_and_without_its_text(command_line, tmp_path):
     """Like reasons together; the exit code says that training would go wrong."""
     bad = {"messages": [{"role": "tool", "content": PRIVATE}]}

@@ -113,7 +113,8 @@ def require_none(factors: list[str], *, among: Mapping[str, object], what: str) 
     """
     out = _kinds(factors)
     if out:
-        rest = ", ".join(sorted(_kinds(list(among)) - out))
+        adapted = [name for name in among if ".lora_" in name]  # a head is no target
+        rest = ", ".join(sorted(_kinds(adapted) - out))
         raise BaseModelError(
             f"lora_target_modules: {', '.join(sorted(out))} {what}. Leave them out: "
             f"{f'write [{rest}]' if rest else 'choose another base model'}."

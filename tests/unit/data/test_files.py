@@ -115,6 +115,12 @@ def test_a_missing_path_is_not_looked_for_on_the_hub(
         _names(path, tmp_path)
 
 
+def test_a_path_that_the_system_refuses_is_an_error_of_the_data(tmp_path: Path) -> None:
+    """Such as one that is longer than any file system takes."""
+    with pytest.raises(DataError, match="cannot be read"):
+        _names("a" * 5000, tmp_path)
+
+
 @pytest.mark.parametrize("key", ["name", "revision", "split"])
 def test_keys_without_an_effect_are_refused(tmp_path: Path, key: str) -> None:
     """A file has no split, and what lies here no revision or subset."""

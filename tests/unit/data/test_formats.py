@@ -244,8 +244,8 @@ def test_a_cell_may_be_a_whole_document(tmp_path: Path) -> None:
 
 
 def test_csv_rows_span_lines_and_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
-    """Quoted cells keep commas and line ends; spaces around column names do not matter."""
-    path = _written(tmp_path, "rows.csv", '\ufeffprompt, completion\r\na,"b, c\nd"\r\n\r\nx,y\r\n')
+    """Quoted cells keep commas and line ends; spaces before names and quotes do not matter."""
+    path = _written(tmp_path, "rows.csv", '\ufeffprompt, completion\r\na, "b, c\nd"\r\n\r\nx,y\r\n')
     rows = _read(path)
     assert [turn.content for row in rows.examples for turn in row.turns] == [
         "a", "b, c\nd", "x", "y",

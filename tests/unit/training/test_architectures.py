@@ -12,6 +12,7 @@ from fedlora.errors import BaseModelError
 from fedlora.peft_folder import write_peft_folder
 from fedlora.training.base_model import BaseModel, describe
 from fedlora.training.base_model.network import load_skeleton, quietly
+from fedlora.training.base_model.probe import require_none
 from fedlora.training.gradient import plain_gradient
 from fedlora.training.local import train_local
 from fedlora.training.objectives import sft_loss
@@ -175,6 +176,13 @@ def test_what_a_state_space_model_never_calls_is_refused(tmp_path):
         BaseModel.load(tiny_recipe(base_model=folder))
     named = re.search(r"write \[(.+)\]", str(caught.value))[1].split(", ")
     assert BaseModel.load(tiny_recipe(base_model=folder, lora_target_modules=named))
+
+
+def test_a_head_is_no_target_to_write_instead():
+    """It is trained whole, and no module of ``lora_target_modules``."""
+    names = ["layer.0.query.lora_A", "layer.0.key.lora_A", "classifier.weight"]
+    with pytest.raises(BaseModelError, match=r"write \[query\]"):
+        require_none(names[1:2], among=dict.fromkeys(names), what="are never called")
 
 
 def test_what_peft_refuses_is_an_error_of_the_base_model(tmp_path):
