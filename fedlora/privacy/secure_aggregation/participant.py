@@ -1,0 +1,234 @@
+"""A site's part in one attempt at a secure sum."""
+
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.errors import SecureSumError
+from fedlora.privacy.secure_aggregation import shamir, statements
+from fedlora.privacy.secure_aggregation.masks import add_mask, subtract_mask
+from fedlora.privacy.secure_aggregation.primitives import KeyPair, seal, unseal
+from fedlora.privacy.secure_aggregation.terms import Terms
+from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
+from fedlora.signing import PublicKey, Signer
+
+Identify = Callable[[str, PublicKey], None]
+"""Does nothing if a site is known by that key, else raises an error."""
+
+Admit = Callable[[Collection[str]], None]
+"""Does nothing if the site lets itself be summed with exactly those, else raises an error."""
+
+
+@dataclass(kw_only=True)
+class Participant:
+    """One site in one attempt. Its secrets are in memory alone: who is started anew has dropped out.
+
+    Guarantees:
+        - Each stage is played once, in order.
+        - The seed of its own mask or the key of its pairwise masks may become known, never both:
+          of each other member it reveals a share of one of them, once, and it seals its own shares
+          for members that it knows by their pinned keys.
+        - It shares nothing unless all members have signed the same context: recipe, base, received
+          adapter, run and round (Pasquini et al. 2022, arXiv:2111.07380, section 4.1).
+        - It reveals nothing unless, where ``terms.signed``, as many members as ``terms.threshold``
+          have signed the very survivors that it is told of.
+    """
+
+    site: str
+    signer: Signer
+    terms: Terms
+    context: bytes
+    """SHA-256 of what is summed."""
+    identify: Identify
+    admit: Admit
+    _mask_key: KeyPair = field(default_factory=KeyPair.generate, repr=False)
+    _seal_key: KeyPair = field(default_factory=KeyPair.generate, repr=False)
+    _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    _played: list[str] = field(default_factory=list)
+    _members: dict[str, pb.Advertisement] = field(default_factory=dict)
+    _digest: bytes = b""
+    _held: dict[str, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+    """Of each member whose shares this site has: that of the seed, and that of the mask key."""
+    _survivors: tuple[str, ...] = ()
+
+    @property
+    def attempt(self) -> str:
+        """What names the attempt, in hexadecimal, once there is a roster."""
+        return self._digest.hex()
+
+    def advertise(self) -> pb.Advertisement:
+        """Return the site's fresh keys, signed."""
+        self._play("advertise", after=[])
+        self._own = statements.advertised(
+            self.signer,
+            site=self.site,
+            context=self.context,
+            mask_key=self._mask_key.public,
+            seal_key=self._seal_key.public,
+            seed=self._seed,
+        )
+        return self._own
+
+    def share(self, roster: pb.Roster) -> pb.Shares:
+        """Return shares of the site's secrets, sealed for each other member of its roster.
+
+        Raises:
+            SecureSumError: the roster is not one that this site can be part of.
+            PolicyError: a member is not known by its key, or the site's policy wants others.
+        """
+        self._play("share", after=["advertise"])
+        self._require_roster(roster)
+        holders = sorted(self._members)
+        split = [
+            shamir.split(secret, threshold=self.terms.threshold, holders=len(holders))
+            for secret in (self._seed, self._mask_key.private)
+        ]
+        shares = dict(zip(holders, zip(*split, strict=True), strict=True))
+        self._held[self.site] = shares.pop(self.site)
+        return pb.Shares(
+            sealed=[
+                pb.Sealed(site=site, text=self._sealed(site, seed + key))
+                for site, (seed, key) in shares.items()
+            ]
+        )
+
+    def mask(self, inbox: pb.Inbox, values: NDArray[np.uint32]) -> None:
+        """Mask a vector in place, modulo 2³²: with the site's own mask, and one for each sender.
+
+        A vector that was masked is nothing to anybody who knows neither the seed nor, but for one,
+        the keys of its pairs.
+
+        Raises:
+            SecureSumError: shares are not from members, or not what they sealed; too few came.
+        """
+        self._play("mask", after=["advertise", "share"])
+        for each in inbox.sealed:
+            if each.site not in self._members or each.site in self._held:
+                raise SecureSumError(f"{each.site!r:.80} is no member, or has sent shares twice.")
+            shares = self._unsealed(each.site, each.text)
+            self._held[each.site] = shares[: shamir.SHARE_BYTES], shares[shamir.SHARE_BYTES :]
+        self.terms.require_enough(len(self._held), of="have shared their secrets")
+        for site in self._held:
+            if site != self.site:
+                key = self._pair_key(site)
+                (add_mask if self.site < site else subtract_mask)(values, key)
+        add_mask(values, self._seed)
+
+    def sign(self, survivors: pb.Survivors) -> pb.Signature:
+        """Return the site's word for the survivors, which it gives once.
+
+        Raises:
+            SecureSumError: they are not among those who shared, too few, or without this site.
+            PolicyError: the site's policy wants others.
+        """
+        self._play("sign", after=["advertise", "share", "mask"])
+        self._take(survivors)
+        text = statements.survivors_text(self._digest, self._survivors)
+        return pb.Signature(site=self.site, signature=self.signer.sign(text))
+
+    def reveal(self, unmasking: pb.Unmasking) -> pb.Revealed:
+        """Return a share of each survivor's seed, and of the mask key of who has dropped out.
+
+        Raises:
+            SecureSumError: as ``sign``; or too few have signed the survivors, or this site has
+                signed others.
+            PolicyError: the site's policy wants others.
+        """
+        before = ["advertise", "share", "mask", *(["sign"] if self.terms.signed else [])]
+        self._play("reveal", after=before)
+        told = tuple(unmasking.survivors.sites)
+        if self.terms.signed:
+            if told != self._survivors:
+                raise SecureSumError("The survivors are not those that this site has signed.")
+            self._require_signed(statements.signatures_of(unmasking))
+        else:
+            self._take(unmasking.survivors)
+        revealed = pb.Revealed()
+        for site, (seed, key) in sorted(self._held.items()):
+            if site in told:
+                revealed.seeds.append(pb.Share(site=site, share=seed))
+            else:
+                revealed.mask_keys.append(pb.Share(site=site, share=key))
+        return revealed
+
+    def _play(self, stage: str, *, after: list[str]) -> None:
+        """Note that a stage is played, be it in vain: nothing is tried twice."""
+        if self._played != after:
+            raise SecureSumError(
+                f"{stage} was asked after {', '.join(self._played) or 'nothing'}, but it is played "
+                f"once, after {', '.join(after) or 'nothing'}."
+            )
+        self._played.append(stage)
+
+    def _require_roster(self, roster: pb.Roster) -> None:
+        members = {member.site: member for member in roster.members}
+        if len(members) < len(roster.members) or members.get(self.site) != self._own:
+            raise SecureSumError("The roster names a site twice, or this site by another key.")
+        if len(members) > (most := self._most):
+            raise SecureSumError(f"The roster has {len(members)} members; at most {most} may be.")
+        identities: Mapping[str, PublicKey] = {
+            site: statements.require_signed(member) for site, member in members.items()
+        }
+        for site, key in identities.items():
+            if site != self.site:
+                self.identify(site, key)
+            if members[site].context != self.context:
+                raise SecureSumError(
+                    f"{site} was given another recipe, base model, adapter or round than this site."
+                )
+        if len(set(identities.values())) < len(members):
+            raise SecureSumError("Two members of the roster have one key.")
+        self.terms.require_enough(len(members), of="are in the roster")
+        self.admit(members.keys())
+        complete = self.terms.degree is None
+        self._members = members
+        self._digest = statements.roster_digest(roster.members) if complete else roster.digest
+
+    @property
+    def _most(self) -> int:
+        return self.terms.members if self.terms.degree is None else self.terms.degree + 1
+
+    def _take(self, survivors: pb.Survivors) -> None:
+        sites = tuple(survivors.sites)
+        own = self.site in sites and sites == tuple(sorted(set(sites)))
+        if not own or not self._held.keys() >= set(sites):
+            raise SecureSumError(
+                "The survivors must be sites that have shared their secrets, this one among them, "
+                "in order, each once."
+            )
+        self.terms.require_enough(len(sites), of="have sent a masked vector")
+        self.admit(sites)
+        self._survivors = sites
+
+    def _require_signed(self, signatures: Mapping[str, bytes]) -> None:
+        text = statements.survivors_text(self._digest, self._survivors)
+        signed = [
+            site
+            for site, signature in signatures.items()
+            if site in self._survivors
+            and PublicKey(self._members[site].identity).signed(text, signature)
+        ]
+        if len(signed) < self.terms.threshold:
+            raise SecureSumError(
+                f"{len(signed)} members have signed the survivors, but {self.terms.threshold} must."
+            )
+
+    def _pair_key(self, site: str) -> bytes:
+        about = statements.masked_about(self._digest, self.site, site)
+        return self._mask_key.agree(self._members[site].mask_key, about=about)
+
+    def _sealed(self, site: str, shares: bytes) -> bytes:
+        about = statements.sealed_about(self._digest, sender=self.site, receiver=site)
+        key = self._seal_key.agree(self._members[site].seal_key, about=about)
+        return seal(key, shares, about=about)
+
+    def _unsealed(self, site: str, text: bytes) -> bytes:
+        about = statements.sealed_about(self._digest, sender=site, receiver=self.site)
+        key = self._seal_key.agree(self._members[site].seal_key, about=about)
+        shares = unseal(key, text, about=about)
+        if len(shares) != 2 * shamir.SHARE_BYTES:
+            raise SecureSumError(f"The shares of {site} are broken.")
+        return shares
