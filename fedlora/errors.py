@@ -12,6 +12,7 @@
     ├── InspectionError    the gate refuses to let a reply leave the site
     ├── PolicyError        the site's policy does not allow what the aggregator asks for
     │   └── NotYetError    it may later: a person has not said yes, or these are not its hours
+    ├── SecureSumError     a secure sum cannot go on: a key or message is not right
     ├── EvidenceError      the evidence log is not whole, or not what was written
     ├── EnrolmentError     a site is not admitted, or a bundle or key is not the one expected
     ├── BudgetError        a privacy budget does not allow what is asked, or its ledger is not whole
@@ -78,6 +79,10 @@ class PolicyError(FedloraError):
 
 class NotYetError(PolicyError):
     """The site may answer later: a person has not said yes yet, or these are not its hours."""
+
+
+class SecureSumError(FedloraError):
+    """A secure sum cannot go on: a key, a share or a sealed message is not what it must be."""
 
 
 class EvidenceError(FedloraError):

@@ -1,0 +1,1 @@
+"""The sum of a cohort's updates, and nothing else of them."""
