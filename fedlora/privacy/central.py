@@ -8,13 +8,10 @@ from fedlora.adapter import AdapterSpec, AdapterUpdate
 from fedlora.privacy.charge import Adjacency, Charge
 from fedlora.privacy.dp_sgd.self_check import require_noise
 from fedlora.privacy.source import NoiseSource
+from fedlora.privacy.whole_steps import BLOCK, norm, whole_steps
 
-_MARGIN = 1e-6
-"""By how much clipping stays below the bound, relatively."""
 _UNITS = 2**30
 """Units that make a clip norm."""
-_BLOCK = 2**16
-"""Values that are taken to float64, or noised, at once."""
 
 
 class ClientSum:
@@ -31,10 +28,8 @@ class ClientSum:
         - One vector of float64 is kept, and the updates are left as they are.
 
     Why: a clipped value is cut, towards zero, to a whole number of units, 2³⁰ of which make
-    ``clip_norm``. Whole numbers below 2⁵³ are added in float64 without rounding, so what a client
-    changes the sum by is its own vector of units and nothing else. Cutting makes no vector longer,
-    and the margin of 10⁻⁶ is more than what float64 loses in any order of 2³¹ additions on the way
-    to an update's norm (2.4 · 10⁻⁷) and in the product that scales it (4 · 10⁻¹⁶).
+    ``clip_norm`` (``whole_steps``). Whole numbers below 2⁵³ are added in float64 without rounding,
+    so what a client changes the sum by is its own vector of units and nothing else.
     """
 
     def __init__(self, spec: AdapterSpec, *, clip_norm: float) -> None:
@@ -50,13 +45,12 @@ class ClientSum:
             AdapterError: it is of another adapter.
         """
         self.spec.require_same(update.spec)
-        length = float(torch.linalg.vector_norm(update.values, dtype=torch.float64))
+        length = norm(update.values)
         if not math.isfinite(length):
             return
-        bound = self.clip_norm * (1 - _MARGIN)
-        scale = bound / max(length, bound) * (_UNITS / self.clip_norm)
-        for into, values in zip(self.units.split(_BLOCK), update.values.split(_BLOCK), strict=True):
-            into.add_(values.double().mul_(scale).trunc_())
+        parts = whole_steps(update.values, norm=length, clip_norm=self.clip_norm, steps=_UNITS)
+        for into, part in zip(self.units.split(BLOCK), parts, strict=True):
+            into.add_(part)
 
 
 def sensitivity(clip_norm: float, adjacency: Adjacency) -> float:
@@ -86,7 +80,7 @@ def noised_mean(
     """
     unit = total.clip_norm / _UNITS
     deviation = charge.noise_multiplier * sensitivity(_UNITS, charge.adjacency)
-    for part in total.units.split(_BLOCK):
+    for part in total.units.split(BLOCK):
         clipped = part.clone()
         part.add_(source.gaussian(len(part)), alpha=deviation)
         require_noise([part - clipped], deviation=deviation)

@@ -9,9 +9,11 @@ from fedlora.runtime.metrics import eval_metrics
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.drift import SiteDrift
 from fedlora.runtime.site.memory import SiteMemory
-from fedlora.runtime.site.mods import GUARDS, discreet
+from fedlora.runtime.secure_terms import STAGES
+from fedlora.runtime.site.mods import GUARDS, discreet, receipted
 from fedlora.runtime.site.personal import keep_personal, with_personal
 from fedlora.runtime.site.private_round import evaluated_privately, trained_privately
+from fedlora.runtime.site.secure_sum import answer_stage
 from fedlora.runtime.site.site import Site
 from fedlora.wire.codec import Envelope, decode_state, encode_trained
 
@@ -39,6 +41,7 @@ def train(message: Message, context: Context) -> Message:
         state = result.state
         if recipe.privacy.unit == "none":
             examples = result.examples
+        if recipe.shows_single_sites:
             metrics = {"train_loss": sum(result.losses) / len(result.losses)}
     keep_personal(state, recipe, memory, number=number)
     drift.keep(state)
@@ -93,3 +96,5 @@ app = ClientApp()
 app.query(mods=[discreet])(introduce)
 app.train(mods=GUARDS)(train)
 app.evaluate(mods=GUARDS)(evaluate)
+for stage in STAGES:
+    app.train(stage, mods=[discreet, receipted])(answer_stage)

@@ -1,8 +1,9 @@
 """What stands between a site's answer and the network, the same in a simulation and at a gate.
 
 Each is a Flower mod: it is given a message and what answers it. From the outside in: errors say
-little (``discreet``), the ledger is not older than the aggregator has seen it (``receipted``), what
-was answered is sent again as it was (``resend``), and nothing leaves without inspection (``gate``).
+little (``discreet``), the ledger is not older than the aggregator has seen it (``receipted``), in a
+secure sum an update waits until it is masked (``held_back``), what was answered is sent again as it
+was (``resend``), and nothing leaves without inspection (``gate``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,9 @@ from fedlora.errors import (
     NotYetError,
     PolicyError,
     RunError,
+    SecureSumError,
     StorageError,
+    SummedError,
 )
 from fedlora.gate.inspection import Leave, inspect_public_metrics
 from fedlora.gate.policy import Policy
@@ -33,6 +36,7 @@ from fedlora.runtime.site.budget import site_ledger
 from fedlora.runtime.site.error_feedback import add_lost, keep_lost
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.outbox import Outbox
+from fedlora.runtime.site.secure_sum import held_back
 from fedlora.wire.codec import Envelope, decode_trained, encode_update
 
 
@@ -113,6 +117,8 @@ _REASONS: Mapping[type[Exception], str] = {
     InspectionError: "The site's gate refused the answer.",
     StorageError: "The site cannot write to its disk.",
     DivergedError: "The site's training diverged: lower learning_rate.",
+    SecureSumError: "The site left the secure sum: what came was not what it expects.",
+    SummedError: "The site has revealed its shares of this round's sum: there is no second one.",
 }
 _NO_REASON = "The site could not answer; its own log says why."
 SAID = frozenset({*_REASONS.values(), _NO_REASON})
@@ -164,11 +170,12 @@ def receipted(message: Message, context: Context, call_next: ClientAppCallable) 
 def resend(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Answer as before what was answered before; keep what is answered anew.
 
-    Fresh noise would be a new charge, and a deployed site would do its work twice. A simulation
-    without privacy has nothing to lose by it.
+    Fresh noise would be a new charge, a deployed site would do its work twice, and a secure sum is
+    of what is kept here. A simulation without privacy has nothing to lose by it.
     """
     asked = Asked.of(message, context)
-    if asked.recipe.privacy.unit != "example" and not asked.deployed:
+    privacy = asked.recipe.privacy
+    if privacy.unit != "example" and not privacy.secure_aggregation and not asked.deployed:
         return call_next(message, context)
     outbox = Outbox(SiteMemory(asked.site, asked.envelope.run))
     if known := outbox.answer(message):
@@ -187,5 +194,5 @@ def guarded(answer: ClientAppCallable, mods: Sequence[Mod]) -> ClientAppCallable
     return reduce(behind, reversed(mods), answer)
 
 
-GUARDS: list[Mod] = [discreet, receipted, resend, gate()]
+GUARDS: list[Mod] = [discreet, receipted, held_back(), resend, gate()]
 """Those of a simulated site, from the outside in."""

@@ -46,11 +46,19 @@ class Outbox:
         Raises:
             StorageError: it was, but the answer cannot be read.
         """
-        name = _name(message)
+        name = self.name_of(message)
         if name not in self._spool.sites():
             return None
         payload, metrics = self._spool.get(name)
         return Message(records.reply(metrics, payload=payload or None), reply_to=message)
+
+    def payload(self, name: str) -> bytes:
+        """Return the payload of an answer by its name.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        return self._spool.get(name)[0]
 
     def keep(self, message: Message, reply: Message) -> None:
         """Keep the reply to an instruction, before it is sent.
@@ -60,11 +68,23 @@ class Outbox:
         """
         metrics = records.metrics_of(reply.content)
         payload = records.unpack(reply.content) if reply.content.array_records else b""
-        self._spool.put(_name(message), payload, metrics)
+        self._spool.put(self.name_of(message), payload, metrics)
         oldest = records.Task.of(message.content).round - _KEEP
         for name in self._spool.sites():
             if int(name.partition("-")[0]) <= oldest:
                 (self._spool.folder / name).unlink(missing_ok=True)
+
+    @staticmethod
+    def name_of(message: Message) -> str:
+        """Return the name of an answer: the round, the kind, and a digest of all that was asked.
+
+        A recipe that is written otherwise asks the same.
+        """
+        task = records.Task.of(message.content)
+        digest = hashlib.sha256(recipe_of(task.recipe).digest.encode())
+        digest.update(records.unpack(message.content))
+        kind = message.metadata.message_type.partition(".")[0]
+        return f"{task.round:08}-{kind}-{digest.hexdigest()}"
 
     @property
     def _spool(self) -> Spool:
@@ -85,15 +105,3 @@ def require_room(folder: Path, spec: AdapterSpec) -> None:
             f"{folder}: {free:,} bytes are free there, but an answer takes up to {needed:,}. Make "
             "room: the aggregator asks again."
         )
-
-
-def _name(message: Message) -> str:
-    """Return the round, the kind, and a digest of all that was asked.
-
-    A recipe that is written otherwise asks the same.
-    """
-    task = records.Task.of(message.content)
-    digest = hashlib.sha256(recipe_of(task.recipe).digest.encode())
-    digest.update(records.unpack(message.content))
-    kind = message.metadata.message_type.partition(".")[0]
-    return f"{task.round:08}-{kind}-{digest.hexdigest()}"

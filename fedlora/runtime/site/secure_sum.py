@@ -1,0 +1,260 @@
+"""A site's part in secure sums: what the gate let pass is masked, and its shares revealed once.
+
+A site that has trained answers with fresh keys in place of its update, and holds that back until
+the aggregator has shown it with whom it is to be summed (``privacy.secure_aggregation``).
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from fedlora import atomic
+from fedlora.errors import PolicyError, StorageError, SummedError, WireError
+from fedlora.privacy.secure_aggregation.participant import Participant
+from fedlora.privacy.secure_aggregation.statements import read
+from fedlora.runtime import records
+from fedlora.runtime.secure_terms import STAGES, fixed_point_of, noised, terms_of
+from fedlora.runtime.site.asked import Asked
+from fedlora.runtime.site.memory import SiteMemory
+from fedlora.runtime.site.outbox import Outbox
+from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
+from fedlora.signing import PublicKey, Signer, canonical
+from fedlora.wire.codec import decode_update
+
+
+class Identity(Protocol):
+    """Who a site is to its peers, and with whom it lets itself be summed."""
+
+    @property
+    def signer(self) -> Signer:
+        """The site's own key."""
+
+    def identify(self, site: str, key: PublicKey) -> None:
+        """Do nothing if a peer is known by that key.
+
+        Raises:
+            PolicyError: it is not.
+        """
+
+    def admit(self, members: Collection[str], last: Collection[str]) -> None:
+        """Do nothing if the site may be summed with exactly these.
+
+        Args:
+            members: the site itself among them.
+            last: those of the run's last sum; none before it.
+
+        Raises:
+            PolicyError: it may not.
+        """
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What a site has revealed its shares for, on disk before it does: never twice for a round."""
+
+    memory: SiteMemory
+
+    def require_none(self, number: int) -> None:
+        """Do nothing if the site has revealed nothing of a round.
+
+        Two sums of one round over different members would tell the difference of them.
+
+        Raises:
+            SummedError: it has.
+            StorageError: the record cannot be read.
+        """
+        if str(number) in self._all():
+            raise SummedError(
+                f"The site has revealed its shares for the sum of round {number}: it takes no part "
+                "in another one of that round."
+            )
+
+    def keep(self, number: int, *, attempt: str, members: Collection[str]) -> None:
+        """Note that the site reveals its shares.
+
+        Raises:
+            SummedError: it has done so before.
+            StorageError: the record cannot be read or written.
+        """
+        self.require_none(number)
+        facts = {**self._all(), str(number): {"attempt": attempt, "members": sorted(members)}}
+        atomic.write_file(self._path, json.dumps(facts, indent=1))
+
+    def last(self) -> Collection[str]:
+        """Return the members of the last sum.
+
+        Raises:
+            StorageError: the record cannot be read.
+        """
+        found = self._all()
+        return found[max(found, key=int)]["members"] if found else ()
+
+    @property
+    def _path(self) -> Path:
+        return self.memory.folder / "summed.json"
+
+    def _all(self) -> Mapping[str, Mapping[str, Collection[str]]]:
+        try:
+            found: Mapping[str, Mapping[str, Collection[str]]] = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{self._path}: what the site has revealed cannot be read ({error}). Put the file "
+                "back from a backup: without it, nothing is summed."
+            ) from None
+        return found
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A round's attempt, and where the update lies that is to be masked."""
+
+    number: int
+    participant: Participant
+    answer: str
+    """In the outbox."""
+
+
+_attempts: dict[tuple[str, str], _Attempt] = {}
+"""The last attempt of each site and run. Whoever is started anew has dropped out."""
+
+
+def held_back(identity: Identity | None = None) -> Mod:
+    """Return what answers an instruction to train with fresh keys in place of the update.
+
+    Args:
+        identity: who the site is; by default, in a simulation, a key of this process.
+
+    Raises:
+        SummedError: (the mod) the round's sum has been opened.
+    """
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        asked = Asked.of(message, context)
+        if not asked.recipe.privacy.secure_aggregation or asked.purpose != "train":
+            return call_next(message, context)
+        memory, number = SiteMemory(asked.site, asked.envelope.run), asked.envelope.round
+        summed = Summed(memory)
+        summed.require_none(number)
+        call_next(message, context)  # what was inspected is in the outbox now
+        who = identity or Simulated(asked.site)
+        participant = Participant(
+            site=asked.site,
+            signer=who.signer,
+            terms=terms_of(asked.recipe),
+            context=_context_of(message, asked),
+            identify=who.identify,
+            admit=lambda members: who.admit(members, summed.last()),
+        )
+        said = participant.advertise()
+        answer = Outbox.name_of(message)
+        _attempts[asked.site, asked.envelope.run] = _Attempt(number, participant, answer)
+        return _reply(said.SerializeToString(), message)
+
+    return mod
+
+
+def answer_stage(message: Message, context: Context) -> Message:
+    """Answer a stage of the attempt that the site has advertised for.
+
+    Raises:
+        WireError: there is no such attempt, or no such stage.
+        SecureSumError: what came is not what the stage expects.
+        PolicyError: the site is not to be summed with those that are named.
+    """
+    asked, stage = Asked.of(message, context), stage_of(message)
+    key = asked.site, asked.envelope.run
+    attempt = _attempts.get(key)
+    if attempt is None or attempt.number != asked.envelope.round:
+        raise WireError(
+            f"{stage} is asked for round {asked.envelope.round}, but the site has no keys for it: "
+            "it has not trained, or was started anew since."
+        )
+    payload, participant = records.unpack(message.content), attempt.participant
+    match stage:
+        case "share":
+            return _reply(participant.share(read(pb.Roster, payload)).SerializeToString(), message)
+        case "mask":
+            return _reply(_masked(asked, attempt, read(pb.Inbox, payload)), message)
+        case "sign":
+            said = participant.sign(read(pb.Survivors, payload))
+            return _reply(said.SerializeToString(), message)
+    unmasking = read(pb.Unmasking, payload)
+    revealed = participant.reveal(unmasking)
+    Summed(SiteMemory(*key)).keep(
+        attempt.number, attempt=participant.attempt, members=unmasking.survivors.sites
+    )
+    del _attempts[key]
+    return _reply(revealed.SerializeToString(), message)
+
+
+def stage_of(message: Message) -> str:
+    """Return which stage an instruction asks for; nothing if it is none.
+
+    Raises:
+        WireError: it is unknown.
+    """
+    purpose, _, stage = message.metadata.message_type.partition(".")
+    if stage and (purpose != "train" or stage not in STAGES):
+        raise WireError(f"{message.metadata.message_type!r:.80} is no stage of a secure sum.")
+    return stage
+
+
+def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
+    """Return the update that the gate let pass, as whole numbers, noised and masked."""
+    recipe = asked.recipe
+    payload = Outbox(SiteMemory(asked.site, asked.envelope.run)).payload(attempt.answer)
+    envelope = records.envelope_of_update(asked.envelope, recipe, asked.site)
+    update = decode_update(
+        payload, envelope, codec="fp32", compress=False, max_bytes=recipe.wire.max_bytes
+    )
+    fixed = fixed_point_of(recipe, envelope.spec.size)
+    weight = min(update.num_examples, fixed.weights_up_to)
+    values = fixed.encode(update.values, weight=weight)
+    noised(values, recipe)
+    attempt.participant.mask(inbox, values)
+    return values.astype("<u4", copy=False).tobytes()
+
+
+def _context_of(message: Message, asked: Asked) -> bytes:
+    """Return the digest of what all members must have been given alike."""
+    facts = {
+        "recipe": asked.recipe.digest,
+        "spec": asked.envelope.spec.digest,  # the base's digest is in it
+        "adapter": records.digests_of(message.content).payload,
+        "run": asked.envelope.run,
+        "round": asked.envelope.round,
+    }
+    return hashlib.sha256(canonical(facts)).digest()
+
+
+def _reply(payload: bytes, message: Message) -> Message:
+    return Message(records.reply({}, payload=payload), reply_to=message)
+
+
+class Simulated:
+    """A site of a simulation: all of them are in this process, and know each other."""
+
+    def __init__(self, site: str) -> None:
+        self.signer = _simulated_signer(site)
+
+    def identify(self, site: str, key: PublicKey) -> None:
+        if _simulated_signer(site).public != key:
+            raise PolicyError(f"{site} is another.")
+
+    def admit(self, members: Collection[str], last: Collection[str]) -> None:
+        """Simulated sites have no policy."""
+
+
+@cache
+def _simulated_signer(site: str) -> Signer:  # noqa: ARG001 - one for each
+    return Signer(Ed25519PrivateKey.generate())
