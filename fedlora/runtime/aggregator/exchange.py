@@ -147,6 +147,7 @@ class Exchange:
         *,
         again: Again | None = None,
         awaited: Awaited = lambda _site, _reason: None,
+        timeout: float | None = None,
     ) -> Iterator[Message]:
         """Send the messages; return replies as they arrive, until all are there or too late.
 
@@ -155,9 +156,11 @@ class Exchange:
             again: makes an instruction anew when it, or who was to answer it, was lost. Without
                 it, the loss is the site's reply.
             awaited: is told of each loss, of a long silence, and when that site has answered.
+            timeout: seconds after which it is too late; by default ``federation.round_timeout``.
         """
         self._waiting = {}
-        return self._replies(self._push(messages), again, awaited)
+        timeout = timeout or self._recipe.federation.round_timeout
+        return self._replies(self._push(messages), again, awaited, timeout=timeout)
 
     def _push(self, messages: Sequence[Message]) -> list[str]:
         """Send messages; return the identifiers of those that were taken."""
@@ -173,10 +176,10 @@ class Exchange:
         return list(taken)
 
     def _replies(
-        self, missing: list[str], again: Again | None, awaited: Awaited
+        self, missing: list[str], again: Again | None, awaited: Awaited, *, timeout: float
     ) -> Iterator[Message]:
         """Yield replies; ``missing`` is in the order of sending, in which a cohort is folded."""
-        deadline = time.monotonic() + self._recipe.federation.round_timeout
+        deadline = time.monotonic() + timeout
         lost: dict[str, float] = {}  # sites whose instruction was lost, and when to send it again
         patience = _Patience(awaited)
         delays: dict[str, float] = defaultdict(lambda: _RESEND)

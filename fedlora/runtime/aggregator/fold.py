@@ -58,6 +58,8 @@ class Fold:
     refused: dict[str, str] = field(default_factory=dict)
     received_bytes: int = 0
     """Of all updates of the cohort, refused ones too."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the round's record says besides; nothing."""
     _next: int = 0
     _memory: list[Tensor] = field(default_factory=list)
     """Where updates are decoded, used again for each; the second is for pairs."""

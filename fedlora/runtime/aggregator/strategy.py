@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -18,6 +19,7 @@ from fedlora.runtime.aggregator.directory import Directory
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.fold import Fold
 from fedlora.runtime.aggregator.measured import Measured
+from fedlora.runtime.aggregator.secure_sum import SecureSum
 from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.events import (
     AnswerAwaited,
@@ -115,6 +117,7 @@ class FederatedLora(Strategy):
             folded=fold.folded,
             refused=fold.refused,
             tail=self._tail,
+            **fold.facts,
             **measured.facts(),
             bytes_down=down + bytes_down,
             bytes_up=fold.received_bytes,
@@ -133,15 +136,24 @@ class FederatedLora(Strategy):
             norm = None  # it was of other factors
         if self.recipe.privacy.unit == "client":
             norm = math.inf  # clipping bounds them, and no update may be held against others
-        self._fold = Fold(
-            recipe=self.recipe,
-            envelope=self._envelope(server_round),
-            cohort=cohort,
-            global_adapter=self.checkpoint.adapter,
-            aggregator=self._aggregator(server_round),
-            spool=Spool(self.run.spool / f"round-{server_round:04}"),
-            max_norm=norm and norm * self.recipe.federation.max_update_norm,
-        )
+        common: dict[str, Any] = {
+            "recipe": self.recipe,
+            "envelope": self._envelope(server_round),
+            "cohort": cohort,
+            "global_adapter": self.checkpoint.adapter,
+            "aggregator": self._aggregator(server_round),
+        }
+        self._fold: Fold | SecureSum
+        if self.recipe.privacy.secure_aggregation:
+            self._fold = SecureSum(
+                **common, exchange=self.exchange, logs=self.logs, task=self._task(server_round)
+            )
+        else:
+            self._fold = Fold(
+                **common,
+                spool=Spool(self.run.spool / f"round-{server_round:04}"),
+                max_norm=norm and norm * self.recipe.federation.max_update_norm,
+            )
         self._fold.begin()
         self.observe(RoundStarted(round=server_round, cohort=cohort))
         for site in set(cohort) - set(self._fold.open):
@@ -162,13 +174,14 @@ class FederatedLora(Strategy):
             del reply  # or it would stay while the next is waited for
         for site in fold.open:
             self._refuse(site, "no answer within federation.round_timeout")
+        fold.require_quorum(self.run.path)
+        update = fold.finish()
         for site in fold.refused.keys() & fold.admitted.keys():
             reason = fold.refused[site]
             self.observe(UpdateSettled(round=server_round, site=site, refused=reason))
-        fold.require_quorum(self.run.path)
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
-        step = optimizer.step(self.checkpoint.adapter, fold.finish())
+        step = optimizer.step(self.checkpoint.adapter, update)
         self._tail = step.tail
         self.checkpoint = Checkpoint(
             round=server_round,

@@ -41,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
         state = result.state
         if recipe.privacy.unit == "none":
             examples = result.examples
-        if recipe.shows_single_sites:
+        if recipe.privacy.unit == "none" and not recipe.privacy.secure_aggregation:
             metrics = {"train_loss": sum(result.losses) / len(result.losses)}
     keep_personal(state, recipe, memory, number=number)
     drift.keep(state)

@@ -109,6 +109,7 @@ def _encoded(content: RecordDict, leave: Leave, *, asked: Asked) -> bytes:
     return payload
 
 
+REVEALED = "The site has revealed its shares of this round's sum: there is no second one."
 _REASONS: Mapping[type[Exception], str] = {
     NotYetError: "The site does not answer yet: its operator, or its hours, do not allow it now.",
     PolicyError: "The site's policy does not allow it.",
@@ -118,7 +119,7 @@ _REASONS: Mapping[type[Exception], str] = {
     StorageError: "The site cannot write to its disk.",
     DivergedError: "The site's training diverged: lower learning_rate.",
     SecureSumError: "The site left the secure sum: what came was not what it expects.",
-    SummedError: "The site has revealed its shares of this round's sum: there is no second one.",
+    SummedError: REVEALED,
 }
 _NO_REASON = "The site could not answer; its own log says why."
 SAID = frozenset({*_REASONS.values(), _NO_REASON})

@@ -21,7 +21,7 @@ from fedlora.errors import PolicyError, StorageError, SummedError, WireError
 from fedlora.privacy.secure_aggregation.participant import Participant
 from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.runtime import records
-from fedlora.runtime.secure_terms import STAGES, fixed_point_of, noised, terms_of
+from fedlora.runtime.secure_terms import STAGES, fixed_point_of, terms_of
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.outbox import Outbox
@@ -217,10 +217,9 @@ def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
     update = decode_update(
         payload, envelope, codec="fp32", compress=False, max_bytes=recipe.wire.max_bytes
     )
-    fixed = fixed_point_of(recipe, envelope.spec.size)
+    fixed = fixed_point_of(recipe)
     weight = min(update.num_examples, fixed.weights_up_to)
     values = fixed.encode(update.values, weight=weight)
-    noised(values, recipe)
     attempt.participant.mask(inbox, values)
     return values.astype("<u4", copy=False).tobytes()
 
