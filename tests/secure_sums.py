@@ -25,7 +25,11 @@ def new_signer() -> Signer:
 def terms_for(members: int, **changes: object) -> Terms:
     """Return terms against an aggregator that lies, at the usual threshold."""
     threshold = 2 * members // 3 + 1
-    facts = {"colluders": max(0, min(2 * threshold - members - 1, threshold - 1)), "signed": True}
+    facts = {
+        "fewest": threshold,
+        "colluders": max(0, min(2 * threshold - members - 1, threshold - 1)),
+        "signed": True,
+    }
     return Terms(**{"members": members, "threshold": threshold, **facts, **changes})  # type: ignore[arg-type] # as the fields
 
 
@@ -125,4 +129,7 @@ class Cohort:
 
         inboxes = self.share(self.advertise(without=gone("advertise")), without=gone("share"))
         survivors = self.mask(inboxes, without=gone("mask"))
-        return self.reveal(self.sign(survivors, without=gone("sign") | gone("reveal")), without=gone("sign") | gone("reveal"))
+        return self.reveal(
+            self.sign(survivors, without=gone("sign") | gone("reveal")),
+            without=gone("sign") | gone("reveal"),
+        )

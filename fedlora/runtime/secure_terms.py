@@ -1,20 +1,45 @@
 """What a recipe says of its secure sums: the same at the sites and at the aggregator."""
 
+import math
+
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
+from fedlora.privacy.secure_aggregation.graph import derived
 from fedlora.privacy.secure_aggregation.terms import Terms
 from fedlora.recipe import Recipe
+from fedlora.sections.secure_sum import LARGEST_COMPLETE
 
 STAGES = ("share", "mask", "sign", "reveal")
 """What follows a cohort's training, each a Flower message ``train.STAGE``."""
 
 
 def terms_of(recipe: Recipe) -> Terms:
-    """Return what an attempt goes by."""
+    """Return what an attempt goes by.
+
+    Up to 100 clients each shares secrets with all others. Above, each does with so many that what
+    the threshold promises holds but with a probability of 2⁻⁴⁰, if no more than the recipe's
+    colluders and dropouts are any; these are counted before the first share and after it alike.
+
+    Raises:
+        SecureSumError: no graph promises it.
+    """
+    members, colluders = recipe.cohort_size, recipe.colluders
+    if members <= LARGEST_COMPLETE:
+        return Terms(
+            members=members,
+            threshold=recipe.threshold,
+            fewest=recipe.threshold,
+            colluders=colluders,
+            signed=recipe.privacy.threat_model == "malicious-aggregator",
+        )
+    fewest = members - math.floor(recipe.dropout_rate * members)
+    degree, threshold = derived(fewest, corrupt=colluders / fewest, dropout=recipe.dropout_rate)
     return Terms(
-        members=recipe.cohort_size,
-        threshold=recipe.threshold,
-        colluders=recipe.colluders,
-        signed=recipe.privacy.threat_model == "malicious-aggregator",
+        members=members,
+        threshold=threshold,
+        fewest=fewest,
+        colluders=min(colluders, threshold - 1),
+        signed=False,
+        degree=degree,
     )
 
 

@@ -68,9 +68,11 @@ class Collector:
     def rosters(self) -> Mapping[str, pb.Roster]:
         """Return each member's roster: all members, or it and its neighbours in a random graph."""
         members = self._advertised
-        self.terms.require_enough(len(members), of="have trained")
+        self.terms.require_enough(len(members), of="have trained", least=self.terms.fewest)
         sites = sorted(members)
-        for site, others in zip(sites, neighbours(len(sites), degree=self.terms.degree), strict=True):
+        for site, others in zip(
+            sites, neighbours(len(sites), degree=self.terms.degree), strict=True
+        ):
             self._neighbours[site] = tuple(sites[other] for other in others)
         self._digest = statements.roster_digest(list(members.values()))
         return {
@@ -170,7 +172,9 @@ class Collector:
         if total is None:
             raise SecureSumError("No member has sent a masked vector.")
         lost = [site for site in self._sharers if site not in self._summed]
-        seeds = {site: self._opened(site, self._seeds, self._is_seed(site)) for site in self._summed}
+        seeds = {
+            site: self._opened(site, self._seeds, self._is_seed(site)) for site in self._summed
+        }
         keys = {
             site: KeyPair.of(self._opened(site, self._mask_keys, self._is_mask_key(site)))
             for site in lost

@@ -68,7 +68,7 @@ class KeyPair:
             SecureSumError: the peer's key is not 32 bytes long, or of low order.
 
         References:
-            RFC 7748, section 6.1; RFC 5869, without a salt.
+            RFC 7748, section 6.1; the key is ``derive``d from the shared secret.
         """
         try:
             peer = X25519PublicKey.from_public_bytes(peer_public)
@@ -81,7 +81,16 @@ class KeyPair:
                 "A peer's public key is of low order: with it a key would be known to everybody. "
                 "No honest peer makes one; leave it out of the cohort."
             ) from None
-        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=about).derive(secret)
+        return derive(secret, about=about)
+
+
+def derive(secret: bytes, *, about: bytes) -> bytes:
+    """Return a key of 32 bytes from a secret, unrelated to those about anything else.
+
+    References:
+        RFC 5869 (HKDF-SHA256), without a salt; ``about`` is its info.
+    """
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=about).derive(secret)
 
 
 def seal(key: bytes, plain: bytes, *, about: bytes) -> bytes:

@@ -13,6 +13,9 @@ class Terms:
     """Most members that an attempt may have: n, all advertised keys counted."""
     threshold: int
     """Shares that open a secret, and members, or neighbours, without whom there is no sum: t."""
+    fewest: int
+    """Members without whom an attempt does not begin: t, but in a sparse graph, whose degree
+    follows from how many drop out, all but those."""
     colluders: int
     """Members who may pass on to the aggregator all that they know: |C|."""
     signed: bool
@@ -34,13 +37,14 @@ class Terms:
                 f"secrets: twice the threshold, {2 * t}, must be above {n + colluders}."
             )
 
-    def require_enough(self, count: int, *, of: str) -> None:
-        """Do nothing if so many members are enough to open what they share.
+    def require_enough(self, count: int, *, of: str, least: int | None = None) -> None:
+        """Do nothing if so many members are enough, by default to open what they share.
 
         Raises:
             SecureSumError: they are not.
         """
-        if count < self.threshold:
+        least = least or self.threshold
+        if count < least:
             raise SecureSumError(
-                f"{count} members {of}, but at least {self.threshold} must (privacy.threshold)."
+                f"{count} members {of}, but at least {least} must (privacy.threshold)."
             )

@@ -142,9 +142,7 @@ class SecureSum:
                 collector.take_revealed(site, read(pb.Revealed, payload))
         return collector.total()
 
-    def _stage(
-        self, stage: str, asked: Mapping[str, Message]
-    ) -> Iterator[tuple[str, bytes]]:
+    def _stage(self, stage: str, asked: Mapping[str, Message]) -> Iterator[tuple[str, bytes]]:
         """Ask members for a stage's answer; yield those that come in time."""
         messages = [
             message
