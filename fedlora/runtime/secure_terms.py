@@ -31,8 +31,9 @@ def terms_of(recipe: Recipe) -> Terms:
             colluders=colluders,
             signed=recipe.privacy.threat_model == "malicious-aggregator",
         )
-    fewest = members - math.floor(recipe.dropout_rate * members)
-    degree, threshold = derived(fewest, corrupt=colluders / fewest, dropout=recipe.dropout_rate)
+    dropped = math.floor(recipe.dropout_rate * members + 1e-9)  # 0.29 of 100 is 29
+    fewest = members - dropped
+    degree, threshold = derived(fewest, corrupt=colluders, dropped=dropped)
     return Terms(
         members=members,
         threshold=threshold,

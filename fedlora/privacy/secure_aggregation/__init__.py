@@ -14,8 +14,8 @@
     shares: survivors' seeds, others' keys ── Revealed ──► own masks off; half masks of the lost off
 
 Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS),
-section 4 and figure 4, with its consistency check against an aggregator that lies; above a hundred
-clients the sparse graph of Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic
-Overhead" (CCS), section 3, against one that is only curious. All of it is pure: who carries the
-messages is ``runtime``'s business.
+section 4 and figure 4, with its consistency check against an aggregator that lies. Above a hundred
+clients the sparse graph of Bell et al. 2020, "Secure Single-Server Aggregation with
+(Poly)Logarithmic Overhead" (CCS), section 3, against one that is only curious. All of it is pure:
+who carries the messages is ``runtime``'s business.
 """

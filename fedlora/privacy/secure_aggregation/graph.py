@@ -34,16 +34,16 @@ def neighbours(clients: int, *, degree: int | None) -> Sequence[tuple[int, ...]]
 def derived(
     clients: int,
     *,
-    corrupt: float,
-    dropout: float,
+    corrupt: int,
+    dropped: int,
     security: int = SECURITY,
     correctness: int = CORRECTNESS,
 ) -> tuple[int, int]:
     """Return the least degree of a random Harary graph that is safe and useful, and its threshold.
 
     Guarantees:
-        For every set of ``corrupt * clients`` corrupt clients and every set of
-        ``dropout * clients`` that drop out, both chosen without knowledge of the graph:
+        For every set of so many corrupt clients and every set of so many that drop out, both chosen
+        without knowledge of the graph:
 
         - With probability ``1 - 2^-security`` no honest client has as many corrupt neighbours as
           the threshold says, and the graph of the honest survivors is connected: nothing but their
@@ -60,36 +60,30 @@ def derived(
 
     Args:
         clients: how many there are, ``n``.
-        corrupt: share of the clients that tell the aggregator all they know.
-        dropout: share of those that may drop out after secrets are shared.
+        corrupt: how many of them may tell the aggregator all they know.
+        dropped: how many may drop out after secrets are shared.
         security: the paper's sigma.
         correctness: its eta.
 
     Raises:
-        SecureSumError: the rates leave no such graph.
+        SecureSumError: there is no such graph.
 
     References:
         Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS,
         eprint 2020/704, section 3: honest-but-curious.
     """
-    if not (0 <= corrupt < 1 and 0 <= dropout < 1):
-        raise SecureSumError(
-            f"Shares of the clients of at least 0 and below 1 were expected, but {corrupt:g} are "
-            f"said to be corrupt and {dropout:g} to drop out."
-        )
-    bad, dropped = (math.floor(Fraction(str(rate)) * clients) for rate in (corrupt, dropout))
     event = Fraction(1, 2 ** (security + 1))
     lost = Fraction(1, clients * 2**correctness)
     others = clients - 1
     for degree in range(2, others, 2):
-        if _disconnects(clients, degree, bad + dropped) > event:
+        if _disconnects(clients, degree, corrupt + dropped) > event:
             continue
-        threshold = max(2, _rarely(others, bad, degree, at_most=event / clients))
+        threshold = max(2, _rarely(others, corrupt, degree, at_most=event / clients))
         if threshold + _rarely(others, dropped, degree, at_most=lost) <= degree + 1:
             return degree, threshold
     raise SecureSumError(
-        f"No sparse graph of {clients} clients is safe with a share of {corrupt:g} corrupt and "
-        f"{dropout:g} dropping out. Expect fewer of either, or have more clients."
+        f"No sparse graph of {clients} clients is safe with {corrupt} of them corrupt and "
+        f"{dropped} dropping out. Lower privacy.colluders or privacy.dropout_rate, or have more clients."
     )
 
 

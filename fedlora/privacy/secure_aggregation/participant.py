@@ -24,7 +24,7 @@ Admit = Callable[[Collection[str]], None]
 
 @dataclass(kw_only=True)
 class Participant:
-    """One site in one attempt. Its secrets are in memory alone: who is started anew has dropped out.
+    """One site in one attempt. Its secrets are in memory: who is started anew has dropped out.
 
     Guarantees:
         - Each stage is played once, in order.

@@ -1,25 +1,21 @@
 """The aggregator's rounds: a Flower strategy that streams, refuses by name, and resumes."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedlora.aggregation import Aggregator, new_aggregator, new_optimizer
+from fedlora.aggregation import new_optimizer
 from fedlora.errors import FedloraError, StorageError
 from fedlora.runtime import records
-from fedlora.runtime.aggregator.central_budget import NoisedFirst
 from fedlora.runtime.aggregator.cohort import cohort_of
 from fedlora.runtime.aggregator.directory import Directory
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
-from fedlora.runtime.aggregator.fold import Fold
 from fedlora.runtime.aggregator.measured import Measured
-from fedlora.runtime.aggregator.secure_sum import SecureSum
+from fedlora.runtime.aggregator.new_round import new_round
 from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.events import (
     AnswerAwaited,
@@ -31,7 +27,6 @@ from fedlora.runtime.events import (
     UpdateSettled,
 )
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
-from fedlora.runtime.spool import Spool
 from fedlora.wire.codec import Envelope, encode_state
 
 _Configure = Callable[[int, ArrayRecord, ConfigRecord, Grid], Iterable[Message]]
@@ -131,29 +126,16 @@ class FederatedLora(Strategy):
         self.exchange.refresh()
         sites = self.exchange.sites
         cohort = cohort_of(self.run, self.recipe, number=server_round, connected=sites)
-        facts, norm = self.recipe.federation.facts, self.checkpoint.median_norm
-        if facts.sent(server_round) != facts.sent(server_round - 1):
-            norm = None  # it was of other factors
-        if self.recipe.privacy.unit == "client":
-            norm = math.inf  # clipping bounds them, and no update may be held against others
-        common: dict[str, Any] = {
-            "recipe": self.recipe,
-            "envelope": self._envelope(server_round),
-            "cohort": cohort,
-            "global_adapter": self.checkpoint.adapter,
-            "aggregator": self._aggregator(server_round),
-        }
-        self._fold: Fold | SecureSum
-        if self.recipe.privacy.secure_aggregation:
-            self._fold = SecureSum(
-                **common, exchange=self.exchange, logs=self.logs, task=self._task(server_round)
-            )
-        else:
-            self._fold = Fold(
-                **common,
-                spool=Spool(self.run.spool / f"round-{server_round:04}"),
-                max_norm=norm and norm * self.recipe.federation.max_update_norm,
-            )
+        self._fold = new_round(
+            self.run,
+            self.recipe,
+            self._envelope(server_round),
+            cohort=cohort,
+            checkpoint=self.checkpoint,
+            exchange=self.exchange,
+            logs=self.logs,
+            task=self._task(server_round),
+        )
         self._fold.begin()
         self.observe(RoundStarted(round=server_round, cohort=cohort))
         for site in set(cohort) - set(self._fold.open):
@@ -190,12 +172,6 @@ class FederatedLora(Strategy):
             optimizer=optimizer.state(),
         )
         return None, None
-
-    def _aggregator(self, number: int) -> Aggregator:
-        method = new_aggregator(self.recipe.federation, attackers=self.recipe.attackers)
-        if self.recipe.privacy.unit != "client":
-            return method
-        return NoisedFirst(method, self.run, self.recipe, number=number)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

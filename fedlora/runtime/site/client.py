@@ -6,10 +6,10 @@ from flwr.clientapp import ClientApp
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.runtime import records
 from fedlora.runtime.metrics import eval_metrics
+from fedlora.runtime.secure_terms import STAGES
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.drift import SiteDrift
 from fedlora.runtime.site.memory import SiteMemory
-from fedlora.runtime.secure_terms import STAGES
 from fedlora.runtime.site.mods import GUARDS, discreet, receipted
 from fedlora.runtime.site.personal import keep_personal, with_personal
 from fedlora.runtime.site.private_round import evaluated_privately, trained_privately
