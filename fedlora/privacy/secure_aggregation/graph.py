@@ -83,7 +83,8 @@ def derived(
             return degree, threshold
     raise SecureSumError(
         f"No sparse graph of {clients} clients is safe with {corrupt} of them corrupt and "
-        f"{dropped} dropping out. Lower privacy.colluders or privacy.dropout_rate, or have more clients."
+        f"{dropped} dropping out. Lower privacy.colluders or privacy.dropout_rate, or have more "
+        "clients."
     )
 
 
