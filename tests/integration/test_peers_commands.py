@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.runtime.client import check
+from fedlora.runtime.client.configuration import SiteConfiguration
 from fedlora.runtime.client.enrol import enrol
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.peers import own, read_peers
@@ -139,3 +141,21 @@ def test_a_folder_that_is_no_site_s_is_refused(command_line, tmp_path: Path) -> 
         code, _, error = command_line("client", "peers", *words, "--dir", tmp_path)
         assert code == 2
         assert "this is not a site's folder" in error
+
+
+@pytest.mark.parametrize(
+    ("required", "pinned", "verdict"), [(False, 1, "ok"), (True, 1, "failed"), (True, 2, "ok")]
+)
+def test_check_counts_the_sites_that_a_sum_needs(
+    site: SiteFolder, peers, required: bool, pinned: int, verdict: str
+) -> None:
+    """Where no update may leave but masked, too few pinned sites are a site that cannot work."""
+    for number in range(pinned):
+        peers("add", f"site-{number}", PublicKey(bytes([number]) * 32).fingerprint)
+    asked = {"secure_aggregation": {"required": required}}
+    configuration = SiteConfiguration.model_validate(
+        {"site": "north", "data": [{"path": "standard-library"}], "policy": asked}
+    )
+    found = check._peers(site, configuration)
+    assert found[0] == verdict
+    assert found[1].startswith(f"{pinned + 1} ")
