@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.cli import client_approve, client_evidence
+from fedlora.cli import client_approve, client_evidence, client_peers
 from fedlora.cli.arguments import SiteDir, opened_site
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command()(client_approve.runs)
 app.command()(client_approve.approve)
 app.add_typer(client_evidence.app, name="evidence")
+app.add_typer(client_peers.app, name="peers")
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 

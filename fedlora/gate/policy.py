@@ -5,7 +5,7 @@ not name.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, time
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -15,6 +15,7 @@ from fedlora.adapter import AdapterSpec, AdapterUpdate
 from fedlora.errors import NotYetError, PolicyError
 from fedlora.gate.metrics import COUNTED, kind_of
 from fedlora.gate.policy_bounds import Bounds
+from fedlora.gate.policy_secure_sum import SecureSumBounds
 from fedlora.recipe import Recipe
 from fedlora.sections import Count, Digest, Name, Section
 
@@ -91,6 +92,7 @@ class Policy(Section):
     """When the site works, such as ``20:00-06:00`` by its own clock; by default at any time."""
     release_every: Annotated[float, Field(gt=0)] | None = None
     """Answers leave at multiples of so many seconds alone, so that when they do tells little."""
+    secure_aggregation: SecureSumBounds = SecureSumBounds()
     adapter: AdapterBounds = AdapterBounds()
     update_norm: Annotated[float, Field(gt=0)] = 100
     """Largest Frobenius norm of an update that leaves, over all of its tensors."""
@@ -126,6 +128,7 @@ class Policy(Section):
             PolicyError: it may not; each reason is named.
         """
         broken = list(_contradictions(recipe, spec, site=site))
+        broken += self.secure_aggregation.violations(recipe)
         if spec.size > self.adapter.parameters:
             most = f"at most {self.adapter.parameters:,} values are allowed"
             broken.append(f"adapter.parameters: {most}, but {spec.size:,} are asked")
@@ -139,6 +142,19 @@ class Policy(Section):
                     "to policy.recipes to allow it"
                 )
         _require_none(broken, of="this recipe")
+
+    def require_roster(self, members: Collection[str], last: Collection[str]) -> None:
+        """Do nothing if a masked update may be summed with those of these sites.
+
+        Args:
+            members: the sites that are to be in the sum, this one among them; each is pinned.
+            last: those that were in the last sum of the same run; none before the first.
+
+        Raises:
+            PolicyError: it may not; each reason is named.
+        """
+        broken = self.secure_aggregation.roster_violations(members, last)
+        _require_none(broken, of="this cohort")
 
     def require_now(self, now: datetime) -> None:
         """Do nothing if the site works at this time.

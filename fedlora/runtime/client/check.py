@@ -23,6 +23,7 @@ from fedlora.runtime.client.connection import AHEAD_S, BEHIND_S, reach
 from fedlora.runtime.client.enrol import request_of
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.isolation_check import isolation_found
+from fedlora.runtime.client.peers import read_peers
 from fedlora.runtime.client.start import require_enrolled
 from fedlora.runtime.enrolment import JoinBundle, state_of
 from fedlora.runtime.reports.format import counted, size
@@ -71,6 +72,8 @@ def check(folder: SiteFolder) -> Iterator[Finding]:
     if site is not None:
         yield _tried("site's name", lambda: ("ok", require_enrolled(folder, site).site))
         yield _tried("policy", lambda: _policy(site))
+        if join is not None:
+            yield _tried("peers", lambda: _peers(folder, site))
         for dataset in site.data:
             yield _tried("data", lambda dataset=dataset: _data(dataset))  # type: ignore[misc]  # mypy: lambdas' defaults
         if text := site.public_text:
@@ -87,6 +90,7 @@ def learned(join: JoinBundle, site: SiteConfiguration | None) -> Iterator[tuple[
     yield "who", f"the name {join.site}, the public keys, and the address that the site calls from"
     yield "when", "when the site is reachable, and how long each round takes it"
     yield "updates", "size, values and norm of each update; without privacy they can tell of rows"
+    yield "", "of a recipe with secure_aggregation their sum over a cohort alone, and who is in it"
     if site is not None:
         names = ", ".join(metric.name for metric in site.policy.metrics) or "none"
         yield "metrics", f"by name, within the policy's ranges: {names}; fewer under privacy"
@@ -208,9 +212,22 @@ def _policy(site: SiteConfiguration) -> Answer:
         "a person says yes to each run" if policy.approval == "required" else "nobody is asked",
         f"at {policy.hours}" if policy.hours else "at any hour",
     ]
+    if policy.secure_aggregation.required:
+        parts.append("updates leave masked alone")
     if not (policy.recipes or policy.bounds):
         return "warning", "allows no recipe: give policy.recipes or policy.bounds"
     return "ok", ", ".join(parts)
+
+
+def _peers(folder: SiteFolder, site: SiteConfiguration) -> Answer:
+    asked = site.policy.secure_aggregation
+    known = len(read_peers(folder).fingerprints)
+    if known >= asked.min_cohort:
+        return "ok", f"{counted(known, 'site')} pinned, this one among them"
+    found = f"{known} of at least {asked.min_cohort} for secure aggregation pinned"
+    if asked.required:
+        return "failed", f"{found}, this one among them: fedlora client peers add NAME KEY"
+    return "ok", f"{found}, which the policy does not require"
 
 
 def _public(text: Source) -> Answer:

@@ -3,6 +3,7 @@
 ::
 
     site.yaml        data, device, trainer and policy: the operator's word
+    peers.yaml       the other sites' keys, as fedlora client peers keeps them
     credentials/     for the gate's user alone
         join.yaml        the bundle that the site enrolled with, without its token
         node.key         EC P-384 in OpenSSH's format: who the site's SuperNode is
@@ -33,6 +34,11 @@ class SiteFolder:
     def configuration(self) -> Path:
         """The operator's file."""
         return self.path / "site.yaml"
+
+    @property
+    def peers(self) -> Path:
+        """The other sites, each with the fingerprint of its gate's key."""
+        return self.path / "peers.yaml"
 
     @property
     def credentials(self) -> Path:

@@ -13,6 +13,8 @@ from fedlora.sections import STANDARD_LIBRARY
 from fedlora.wire.encodings import encoded_size
 
 _MODULES_SHOWN = 12
+_MASKED_BYTES = 4
+"""Of each masked value, and of the weight beside them."""
 
 
 def summary(
@@ -37,6 +39,7 @@ def summary(
         ("your data", "; ".join(_data(site))),
         ("with", ", ".join(name for name in recipe.site_names if name != site.site) or "no others"),
         ("leaves", _update(recipe, request.spec, site.site)),
+        *_summed(recipe),
         ("", _metrics(recipe, site)),
         *_copied(recipe),
         ("privacy", _privacy(recipe)),
@@ -90,11 +93,32 @@ def _update(recipe: Recipe, spec: AdapterSpec, site: str) -> str:
     parts = [spec.part(facts.sent(number), rank=recipe.rank_of(site)) for number in cycle]
     largest = max(parts, key=lambda part: part.size)
     up_to = "up to " if len(parts) > 1 or recipe.wire.compress else ""
-    most = encoded_size(largest, recipe.wire.codec)
+    masked = recipe.privacy.secure_aggregation
+    kind = "masked" if masked else recipe.wire.codec
+    most = (
+        _MASKED_BYTES * (largest.size + 1) if masked else encoded_size(largest, recipe.wire.codec)
+    )
     return (
-        f"an update of {up_to}{largest.size:,} values ({recipe.wire.codec}, {up_to}{size(most)}) "
+        f"an update of {up_to}{largest.size:,} values ({kind}, {up_to}{size(most)}) "
         f"in {_rounds(recipe)}, at most {size(most * rounds)} in all"
     )
+
+
+def _summed(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield what the aggregator gets to see in place of updates, and on whom that rests."""
+    if not recipe.privacy.secure_aggregation:
+        return
+    lies = recipe.privacy.threat_model == "malicious-aggregator"
+    model = "even if it lies" if lies else "if it follows the protocol"
+    few = f"at most {recipe.colluders}" if recipe.colluders else "none"
+    yield (
+        "summed",
+        (
+            f"the aggregator sees sums of {recipe.threshold} or more of {recipe.cohort_size} sites "
+            f"alone, {model}, while {few} of them tell it what they know; who takes part it knows"
+        ),
+    )
+    yield "", "each of those sites must be pinned here: fedlora client peers"
 
 
 def _rounds(recipe: Recipe) -> str:
@@ -107,7 +131,7 @@ def _rounds(recipe: Recipe) -> str:
 def _metrics(recipe: Recipe, site: SiteConfiguration) -> str:
     """Return which numbers leave besides, and how often."""
     names = ["train_loss and the number of examples, with each update"]
-    if recipe.privacy.unit != "none":
+    if recipe.privacy.unit != "none" or recipe.privacy.secure_aggregation:
         names = []
     if asked := len(recipe.federation.evaluated_rounds):
         noised = ", noised" if recipe.privacy.unit == "example" else ""
@@ -137,13 +161,19 @@ def _copied(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _privacy(recipe: Recipe) -> str:
     privacy = recipe.privacy
     if privacy.unit == "none":
+        told = "sums" if privacy.secure_aggregation else "updates"
         return (
-            "none is promised: nothing bounds what the updates tell of single records, and text "
+            f"none is promised: nothing bounds what the {told} tell of single records, and text "
             "can be reconstructed from them"
         )
     cost = f"ε {privacy.epsilon:g} at δ {privacy.delta:g} for the whole run"
     if privacy.unit == "example":
         return f"{cost}, for each training record, against all who see what leaves"
+    if privacy.secure_aggregation:
+        return (
+            f"{cost}, for all data of a site together, against all who see the sums, which the "
+            "sites noise themselves: the aggregator need not be trusted"
+        )
     return (
         f"{cost}, for all data of a site together, against those who see the global adapters; the "
         "aggregator itself sees your updates, and nothing bounds what they tell it"

@@ -110,6 +110,36 @@ def test_a_run_that_hides_clients_says_who_is_trusted():
     assert told[""] == "no other number"
 
 
+def test_a_secure_sum_says_what_the_aggregator_sees_and_on_whom_that_rests():
+    """Masked values of four bytes and a weight; no loss leaves; how many may collude, in words."""
+    told = lines("privacy: {unit: none, secure_aggregation: true}\nfederation: {rounds: 2}\n")
+    leaves = "an update of 72 values (masked, 292 B) in each of 2 rounds, at most 584 B in all"
+    place = told.index(("leaves", leaves))
+    summed, pinned, metrics, privacy = told[place + 1 : place + 5]
+    assert summed == (
+        "summed",
+        (
+            "the aggregator sees sums of 3 or more of 3 sites alone, even if it lies, while none "
+            "of them tell it what they know; who takes part it knows"
+        ),
+    )
+    assert "must be pinned here" in pinned[1]
+    assert metrics == ("", "no other number")
+    assert "nothing bounds what the sums tell" in privacy[1]
+    curious = "{unit: none, secure_aggregation: true, threat_model: honest-but-curious}"
+    assert "if it follows the protocol" in dict(lines(f"privacy: {curious}\n"))["summed"]
+    more = "{unit: none, secure_aggregation: true, colluders: 2}"
+    assert "at most 2 of them" in dict(lines(f"privacy: {more}\n"))["summed"]
+
+
+def test_noise_of_the_sites_own_needs_no_trusted_aggregator():
+    """The promise is the unit's, against the aggregator too."""
+    privacy = "{unit: client, epsilon: 4, delta: 1e-3, clip_norm: 1, secure_aggregation: true}"
+    told = dict(lines(f"privacy: {privacy}\n"))["privacy"]
+    assert told.startswith("ε 4 at δ 0.001 for the whole run, for all data of a site together")
+    assert told.endswith("the aggregator need not be trusted")
+
+
 def test_what_is_not_ordinary_is_told():
     """Prompts that are learned, a base of this host, factors in turn, no other site."""
     site = SITE.model_copy(update={"base_model": "/models/b"})
