@@ -23,6 +23,7 @@ from fedlora.runtime.client.approvals import Approvals
 from fedlora.runtime.client.configuration import SiteConfiguration
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.gatekeeper import Gatekeeper
+from fedlora.runtime.client.identity import GateIdentity
 from fedlora.runtime.lock import spec_of
 from fedlora.runtime.site import client
 from fedlora.runtime.site.budget import site_ledger
@@ -164,13 +165,15 @@ def gated(
     )
     evidence = EvidenceLog(site.evidence, site=SITE, signer=gate)
     trainer = WatchedTrainer(work=work)
+    own = SiteConfiguration.model_validate(values)
     keeper = Gatekeeper(
-        configuration=SiteConfiguration.model_validate(values),
+        configuration=own,
         trainer=trainer,
         evidence=evidence,
         aggregator=aggregator.public,
         approvals=Approvals(site.approvals),
         chain=AdapterChain(site.chain),
+        identity=GateIdentity(folder=site, signer=gate, policy=own.policy),
         policy_digest=evidence.keep(str(policy)),
     )
     before = os.environ.get(FOLDER)

@@ -10,7 +10,9 @@ from fedlora.chained_file import Head
 from fedlora.errors import EvidenceError
 from fedlora.signing import PublicKey, Signer, canonical
 
-Purpose = Literal["query", "train", "evaluate"]
+Purpose = Literal[
+    "query", "train", "train.share", "train.mask", "train.sign", "train.reveal", "evaluate"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

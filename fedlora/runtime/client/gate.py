@@ -27,6 +27,7 @@ from fedlora.runtime.client.approvals import Approvals
 from fedlora.runtime.client.configuration import SiteConfiguration, read_site
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.gatekeeper import Gatekeeper, Trainer
+from fedlora.runtime.client.identity import GateIdentity
 from fedlora.runtime.client.isolation import Isolation, compared, require
 from fedlora.runtime.client.link import TrainerLink, TrainerLostError
 from fedlora.runtime.client.probes import Place, Report
@@ -73,6 +74,7 @@ def gatekeeper_of(
         aggregator=PublicKey.of(bundle.aggregator_key),
         approvals=Approvals(folder.approvals),
         chain=AdapterChain(folder.chain),
+        identity=GateIdentity(folder=folder, signer=signer, policy=configuration.policy),
         policy_digest=policy,
     )
 

@@ -9,25 +9,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedlora.errors import (
     FedloraError,
-    InspectionError,
     NotYetError,
     PolicyError,
     StorageError,
 )
 from fedlora.gate.chain import AdapterChain, digest_of
-from fedlora.gate.evidence.entries import Decided, Purpose, Received, Refused, Released
+from fedlora.gate.evidence.entries import Decided, Received, Refused, Released
 from fedlora.gate.evidence.log import EvidenceLog
 from fedlora.gate.inbound import require_adapter
 from fedlora.runtime import records
 from fedlora.runtime.client.approvals import Approvals
 from fedlora.runtime.client.configuration import SiteConfiguration, at_site
+from fedlora.runtime.client.purposes import planned_purpose, purpose_of
 from fedlora.runtime.site.asked import SITE_KEY, Asked
 from fedlora.runtime.site.budget import site_ledger
 from fedlora.runtime.site.mods import (
@@ -39,6 +39,7 @@ from fedlora.runtime.site.mods import (
     said_of,
 )
 from fedlora.runtime.site.outbox import require_room
+from fedlora.runtime.site.secure_sum import Identity, answer_stage, held_back, stage_of
 from fedlora.signing import PublicKey
 from fedlora.wire.codec import decode_state
 from fedlora.wire.encodings import encoded_size
@@ -83,6 +84,8 @@ class Gatekeeper:
     """Who gives receipts of the evidence log."""
     approvals: Approvals
     chain: AdapterChain
+    identity: Identity
+    """Who the site is in secure sums."""
     policy_digest: str
     """SHA-256 of the policy's text, which is kept with the log."""
     sleep: Callable[[float], None] = time.sleep
@@ -127,7 +130,7 @@ class Gatekeeper:
         digests = records.digests_of(content)
         received = partial(
             Received,
-            purpose=_purpose(message),
+            purpose=purpose_of(message),
             message=message.metadata.message_id,
             size=digests.size,
             payload=digests.payload,
@@ -160,7 +163,7 @@ class Gatekeeper:
             Decided,
             run=asked.envelope.run,
             round=asked.envelope.round,
-            purpose=_purpose(message),
+            purpose=purpose_of(message),
             message=message.metadata.message_id,
             policy=self.policy_digest,
         )
@@ -176,7 +179,7 @@ class Gatekeeper:
     def _require_allowed(self, message: Message, asked: Asked) -> None:
         recipe, envelope, policy = asked.recipe, asked.envelope, self.configuration.policy
         run, spec = envelope.run, envelope.spec
-        kind = _planned_purpose(message)
+        kind = planned_purpose(message)
         records.require_instruction(message.content, private=recipe.privacy.unit == "example")
         self.evidence.require_receipted(
             records.receipt_of(message.content), aggregator=self.aggregator
@@ -189,6 +192,8 @@ class Gatekeeper:
             sent = records.envelope_of_update(envelope, recipe, asked.site).spec
             self._require_room(encoded_size(sent, recipe.wire.codec), asked)
         self.approvals.require(run, recipe, spec=spec, policy=policy)
+        if stage_of(message):  # what is summed is settled by the keys that it was advertised with
+            return
         state = decode_state(
             records.unpack(message.content),
             envelope,
@@ -211,8 +216,12 @@ class Gatekeeper:
             require_room(self.evidence.folder, asked.envelope.spec)
             return self.trainer.ask(message, recipe=recipe, site=asked.site)
 
-        guards = [receipted, resend, gate(self.configuration.policy)]
-        reply = guarded(ask, guards)(message, self.context)
+        if stage_of(message):
+            reply = guarded(answer_stage, [receipted])(message, self.context)
+        else:
+            policy = self.configuration.policy
+            guards = [receipted, held_back(self.identity), resend, gate(policy)]
+            reply = guarded(ask, guards)(message, self.context)
         self._require_room(records.digests_of(reply.content).size, asked)
         return reply
 
@@ -240,7 +249,7 @@ class Gatekeeper:
             Released(
                 run=asked.envelope.run,
                 round=asked.envelope.round,
-                purpose=_purpose(message),
+                purpose=purpose_of(message),
                 message=message.metadata.message_id,
                 size=digests.size,
                 payload=digests.payload,
@@ -265,7 +274,7 @@ class Gatekeeper:
             Refused(
                 run=asked.envelope.run if asked else "",
                 round=asked.envelope.round if asked else 0,
-                purpose=_purpose(message),
+                purpose=purpose_of(message),
                 message=message.metadata.message_id,
                 said=said,
                 cause=type(error).__name__,
@@ -274,23 +283,3 @@ class Gatekeeper:
         later = isinstance(error, NotYetError | StorageError)
         code = ErrorCode.MOD_FAILED_PRECONDITION if later else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Message(Error(code, said), reply_to=message)
-
-
-def _planned_purpose(message: Message) -> Literal["train", "evaluate"]:
-    """Return what a recipe can plan.
-
-    Raises:
-        InspectionError: something else is asked.
-    """
-    match kind := message.metadata.message_type:
-        case "train" | "evaluate":
-            return kind
-    raise InspectionError(
-        f"A deployed site trains and evaluates, but {kind!r:.80} is asked. It says who it is by "
-        "its key alone."
-    )
-
-
-def _purpose(message: Message) -> Purpose:
-    kind = message.metadata.message_type.partition(".")[0]
-    return "train" if kind == "train" else "evaluate" if kind == "evaluate" else "query"

@@ -22,7 +22,15 @@ from fedlora.runtime.reports.page import render
 _MOST_LINES = 2_000
 _DIGITS = 12
 """Of a digest that are shown: enough to find the whole one in the log."""
-_ASKED: dict[Purpose, str] = {"query": "who is there", "train": "train", "evaluate": "evaluate"}
+_ASKED: dict[Purpose, str] = {
+    "query": "who is there",
+    "train": "train",
+    "train.share": "secure sum: share keys",
+    "train.mask": "secure sum: masked update",
+    "train.sign": "secure sum: sign who is in",
+    "train.reveal": "secure sum: reveal shares",
+    "evaluate": "evaluate",
+}
 _WAYS: dict[type[Entry], str] = {Received: "in", Receipted: "in", Released: "out", Refused: "out"}
 
 
