@@ -5,8 +5,9 @@ aggregator all that they know.
 
 References:
     Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving machine learning",
-    ACM CCS, sections 5 and 6: t > |C|, and 2t > n + |C| where the aggregator itself may lie.
-    Bell et al. 2020, arXiv:2005.08223, for more than 100 clients.
+    ACM CCS, section 6: t > |C|, and 2t > n + |C| where the aggregator itself may lie. Bell et al.
+    2020, "Secure single-server aggregation with (poly)logarithmic overhead", ACM CCS, for more
+    than 100 clients.
 """
 
 from fedlora.sections.federation import Federation
