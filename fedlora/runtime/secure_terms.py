@@ -41,6 +41,7 @@ def terms_of(recipe: Recipe) -> Terms:
         colluders=min(colluders, threshold - 1),
         signed=False,
         degree=degree,
+        most_lost=dropped,
     )
 
 

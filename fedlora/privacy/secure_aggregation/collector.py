@@ -120,7 +120,10 @@ class Collector:
 
     def survivors_for(self) -> Mapping[str, pb.Survivors]:
         """Return for each survivor the survivors that it is to know of: its neighbours, and it."""
-        self.terms.require_enough(len(self._summed), of="have sent a masked vector")
+        terms, least = self.terms, None
+        if terms.most_lost is not None:
+            least = max(terms.threshold, len(self._advertised) - terms.most_lost)
+        terms.require_enough(len(self._summed), of="have sent a masked vector", least=least)
         return {site: pb.Survivors(sites=self._survivors_near(site)) for site in self.survivors}
 
     def take_signature(self, site: str, said: pb.Signature) -> None:

@@ -51,6 +51,9 @@ def derived(
         - With probability ``1 - 2^-correctness`` every client keeps as many neighbours as the
           threshold says: the sum can be unmasked.
 
+        If more drop out, neither holds: such an attempt must be abandoned before anything is
+        revealed.
+
     How: an honest client's neighbours are a random set of ``degree`` others, so that the corrupt
     among them, and the survivors, are hypergeometric; a union bound over all clients. The threshold
     is the least that is safe. As to connection: what disconnects a circle of clients with

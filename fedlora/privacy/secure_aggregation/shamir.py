@@ -87,10 +87,10 @@ def join_fitting(
         fits: whether a secret is the one that was split, such as by its public key.
 
     Raises:
-        SecureSumError: too few shares, one of them is none, or none of the secrets fits.
+        SecureSumError: too few shares, not counting what is none, or none of the secrets fits.
     """
-    values = _values(shares, threshold)
-    for holders in _subsets(sorted(shares), threshold):
+    values = _values({i: share for i, share in shares.items() if _is_share(share)}, threshold)
+    for holders in _subsets(sorted(values), threshold):
         secret = _joined(values, holders)
         if secret is not None and fits(secret):
             return secret
@@ -117,14 +117,17 @@ def _values(shares: Mapping[int, bytes], threshold: int) -> dict[int, int]:
         raise SecureSumError(
             f"{threshold} shares of a secret were expected, but {len(shares)} came."
         )
-    values = {holder: int.from_bytes(share) for holder, share in shares.items()}
-    for holder, value in values.items():
-        if holder < 0 or len(shares[holder]) != SHARE_BYTES or value >= PRIME:
+    for holder, share in shares.items():
+        if not _is_share(share):
             raise SecureSumError(
                 f"Holder {holder} sent no share of a secret: {SHARE_BYTES} bytes below 2²⁵⁶ + 297 "
                 "were expected. Leave it out."
             )
-    return values
+    return {holder: int.from_bytes(share) for holder, share in shares.items()}
+
+
+def _is_share(share: bytes) -> bool:
+    return len(share) == SHARE_BYTES and int.from_bytes(share) < PRIME
 
 
 def _joined(values: Mapping[int, int], holders: Sequence[int]) -> bytes | None:

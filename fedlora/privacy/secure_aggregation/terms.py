@@ -14,14 +14,17 @@ class Terms:
     threshold: int
     """Shares that open a secret, and members, or neighbours, without whom there is no sum: t."""
     fewest: int
-    """Members without whom an attempt does not begin: t, but in a sparse graph, whose degree
-    follows from how many drop out, all but those."""
+    """Members without whom an attempt does not begin: t, or what a sparse graph's degree counts
+    on."""
     colluders: int
     """Members who may pass on to the aggregator all that they know: |C|."""
     signed: bool
     """Whether survivors are signed before anything is revealed: the aggregator may lie, too."""
     degree: int | None = None
     """Neighbours of each member in a sparse graph; none where each is everybody's neighbour."""
+    most_lost: int | None = None
+    """Members of a sparse graph that may be lost once they are in the roster, which its degree
+    counts on, too: were they more, a sum could tell of fewer members than all that are in it."""
 
     def __post_init__(self) -> None:
         n, t, colluders = self.members, self.threshold, self.colluders

@@ -94,6 +94,15 @@ def test_a_fitting_secret_is_found_among_wrong_shares(wrong):
     assert join_fitting(shares, threshold=4, fits=SECRET.__eq__) == SECRET
 
 
+@pytest.mark.parametrize("share", [b"", bytes(32), b"\xff" * 33], ids=len)
+def test_what_is_no_share_is_as_good_as_a_wrong_one(share):
+    """One holder alone does not spoil what the others can open."""
+    shares = dict(enumerate(split(SECRET, threshold=2, holders=3))) | {0: share}
+    assert join_fitting(shares, threshold=2, fits=SECRET.__eq__) == SECRET
+    with pytest.raises(SecureSumError, match="2 shares of a secret were expected, but 1 came"):
+        join_fitting(shares | {2: share}, threshold=2, fits=SECRET.__eq__)
+
+
 def test_one_right_share_too_few_fits_nothing():
     """There is nothing to be found then."""
     shares = dict(enumerate(split(SECRET, threshold=4, holders=7)))
