@@ -11,6 +11,9 @@ from fedlora.sections.secure_sum import LARGEST_COMPLETE
 STAGES = ("share", "mask", "sign", "reveal")
 """What follows a cohort's training, each a Flower message ``train.STAGE``."""
 
+REVEALED = "The site has revealed its shares of this round's sum: there is no second one."
+"""What a site says that is asked to take part in another sum of a round."""
+
 
 def terms_of(recipe: Recipe) -> Terms:
     """Return what an attempt goes by.

@@ -118,11 +118,16 @@ class Collector:
             np.add(self._sum, vector, out=self._sum)
         self._summed.append(site)
 
-    def survivors_for(self) -> Mapping[str, pb.Survivors]:
-        """Return for each survivor the survivors that it is to know of: its neighbours, and it."""
-        terms, least = self.terms, None
+    def survivors_for(self, *, at_least: int = 0) -> Mapping[str, pb.Survivors]:
+        """Return for each survivor the survivors that it is to know of: its neighbours, and it.
+
+        Args:
+            at_least: so many are wanted, even if the terms ask for fewer.
+        """
+        terms = self.terms
+        least = max(terms.threshold, at_least)
         if terms.most_lost is not None:
-            least = max(terms.threshold, len(self._advertised) - terms.most_lost)
+            least = max(least, len(self._advertised) - terms.most_lost)
         terms.require_enough(len(self._summed), of="have sent a masked vector", least=least)
         return {site: pb.Survivors(sites=self._survivors_near(site)) for site in self.survivors}
 

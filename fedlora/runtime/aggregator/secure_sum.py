@@ -20,8 +20,7 @@ from fedlora.recipe import Recipe
 from fedlora.runtime import records
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.site_logs import SiteLogs
-from fedlora.runtime.secure_terms import fixed_point_of, terms_of
-from fedlora.runtime.site.mods import REVEALED
+from fedlora.runtime.secure_terms import REVEALED, fixed_point_of, terms_of
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.wire.codec import Envelope
 
@@ -87,7 +86,7 @@ class SecureSum:
             self.refused[site] = reason
 
     def require_quorum(self, path: Path) -> None:
-        """Do nothing: how many are enough is the threshold's to say, at each stage."""
+        """Do nothing: each stage says by itself whether enough are left."""
 
     def median_norm(self) -> None:
         """Return nothing: no single norm is known."""
@@ -102,7 +101,7 @@ class SecureSum:
             RunError: too few came so far; nothing was revealed, and the round can be played again.
         """
         try:
-            total = self._summed()
+            values, weight = self._fixed.decode(self._summed())
         except SecureSumError as error:
             if not (self._asked_to_reveal or self._was_revealed):
                 settled = self.refused | self.lost
@@ -114,7 +113,6 @@ class SecureSum:
             self.facts["secure_sum"] = {"abandoned": str(error)}
             values, weight = torch.zeros(self._spec.size), 1
         else:
-            values, weight = self._fixed.decode(total)
             self._note(weight)
         self.refused |= {s: why for s, why in self.lost.items() if s not in self.folded}
         mean = AdapterUpdate(spec=self._spec, values=values, num_examples=weight)
@@ -130,7 +128,8 @@ class SecureSum:
         for site, payload in self._stage("mask", collector.inboxes()):
             with self._losing(site, "mask"):
                 collector.take_masked(site, payload)
-        survivors = collector.survivors_for()
+        quorum = self.recipe.quorum_of(len(self.cohort))
+        survivors = collector.survivors_for(at_least=quorum)
         if collector.terms.signed:
             for site, payload in self._stage("sign", survivors):
                 with self._losing(site, "sign"):

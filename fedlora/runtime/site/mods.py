@@ -31,6 +31,7 @@ from fedlora.gate.policy import Policy
 from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Ledger, Purpose
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
+from fedlora.runtime.secure_terms import REVEALED
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.budget import site_ledger
 from fedlora.runtime.site.error_feedback import add_lost, keep_lost
@@ -109,7 +110,6 @@ def _encoded(content: RecordDict, leave: Leave, *, asked: Asked) -> bytes:
     return payload
 
 
-REVEALED = "The site has revealed its shares of this round's sum: there is no second one."
 _REASONS: Mapping[type[Exception], str] = {
     NotYetError: "The site does not answer yet: its operator, or its hours, do not allow it now.",
     PolicyError: "The site's policy does not allow it.",

@@ -21,7 +21,7 @@ from fedlora.errors import PolicyError, StorageError, SummedError, WireError
 from fedlora.privacy.secure_aggregation.participant import Participant
 from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.runtime import records
-from fedlora.runtime.secure_terms import STAGES, fixed_point_of, terms_of
+from fedlora.runtime.secure_terms import REVEALED, STAGES, fixed_point_of, terms_of
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.outbox import Outbox
@@ -72,10 +72,7 @@ class Summed:
             StorageError: the record cannot be read.
         """
         if str(number) in self._all():
-            raise SummedError(
-                f"The site has revealed its shares for the sum of round {number}: it takes no part "
-                "in another one of that round."
-            )
+            raise SummedError(REVEALED)
 
     def keep(self, number: int, *, attempt: str, members: Collection[str]) -> None:
         """Note that the site reveals its shares.

@@ -1,0 +1,216 @@
+"""Whole runs under ``privacy.secure_aggregation``: what is summed, who is lost, what is told."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message
+
+from fedlora.errors import RunError
+from fedlora.recipe import Recipe
+from fedlora.runtime import simulation
+from fedlora.runtime.aggregator.server import serve
+from fedlora.runtime.carriers.in_process import InProcessGrid
+from fedlora.runtime.plan import plan
+from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.secure_terms import fixed_point_of
+from fedlora.runtime.simulation import sites_in
+from fedlora.runtime.site import secure_sum
+from fedlora.runtime.site.client import app
+
+SECURE = "privacy={unit: none, secure_aggregation: true}"
+PLAIN = ("federation.method=freeze-a", "federation.evaluate_every=0", "wire.codec=fp32")
+ADDING = ("federation.server_momentum=0",)
+
+Answer = Callable[[Message], Message | None]
+"""What becomes of a reply; none if it is lost."""
+
+
+def lost(_reply: Message) -> None:
+    """Lose a reply."""
+
+
+def garbled(reply: Message) -> Message:
+    """Turn a reply's payload into something else of the same length."""
+    payload = bytes(len(reply.content.array_records["adapter"]["adapter"].data))
+    array = Array(dtype="uint8", shape=(len(payload),), stype="fedlora.wire.v1", data=payload)
+    reply.content["adapter"] = ArrayRecord({"adapter": array})
+    return reply
+
+
+class LossyGrid(InProcessGrid):
+    """Carries messages, but what some sites answer to some stages meets a fate of its own."""
+
+    def __init__(self, recipe: Recipe, fates: Mapping[tuple[str, str], Answer]) -> None:
+        super().__init__(app, clients=len(recipe.site_names))
+        self.sites = recipe.site_names
+        self.fates = fates
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for reply in super().pull_messages(message_ids):
+            site = self.sites[reply.metadata.src_node_id - 1]
+            fate = self.fates.get((site, reply.metadata.message_type), lambda reply: reply)
+            if (answer := fate(reply)) is not None:
+                yield answer
+
+
+@pytest.fixture
+def four_sites(small_recipe, sites) -> Callable[..., Recipe]:
+    """Return a recipe of the sites a, b, c and d, three of which open a sum."""
+    datasets = ", ".join(
+        f"{{path: {sites['north' if name in 'ab' else 'south']}, site: {name}}}" for name in "abcd"
+    )
+    return lambda *overrides: small_recipe(
+        *PLAIN,
+        *ADDING,
+        f"datasets=[{datasets}]",
+        "federation.rounds=1",
+        "federation.stage_timeout=0.3",
+        "federation.round_timeout=5",
+        *overrides,
+    )
+
+
+def play(
+    recipe: Recipe, folder: Path, fates: Mapping[tuple[str, str], Answer] | None = None
+) -> RunFolder:
+    run = simulation.start(plan(recipe), runs=folder)
+    resume(run, fates)
+    return run
+
+
+def resume(run: RunFolder, fates: Mapping[tuple[str, str], Answer] | None = None) -> None:
+    with sites_in(str(run.path / "sites")):
+        grid = LossyGrid(run.recipe(), fates or {})
+        serve(grid, run.path, observe=lambda _: None)
+
+
+def trained(run: RunFolder) -> torch.Tensor:
+    return run.load().adapter.values
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+@pytest.mark.parametrize("method", ["freeze-a", "alternate", "average"])
+def test_the_adapter_is_that_of_a_plain_run(four_sites, tmp_path, weighting, method):
+    """To the bound that the round's record says; the record tells of no single site."""
+    keys = f"federation.weighting={weighting}", f"federation.method={method}"
+    plain = play(four_sites(*keys), tmp_path / "plain")
+    secure = play(four_sites(SECURE, *keys), tmp_path / "secure")
+    record = secure.records()[-1]
+    bound = record["secure_sum"]["error_bound"]
+    off = (trained(secure) - trained(plain)).abs().max()
+    rounding = trained(plain).abs().max() * 2**-22  # of float32, in the plain run and in this
+    assert 0 < off <= bound + rounding < 1e-6
+    assert list(record["folded"]) == list("abcd")
+    assert all(facts.keys() == {"bytes"} for facts in record["folded"].values())
+    examples = record["secure_sum"].get("num_examples")
+    assert examples == (None if weighting == "uniform" else 32)
+
+
+@pytest.mark.parametrize("fate", [lost, garbled])
+@pytest.mark.parametrize("stage", ["train", "train.share", "train.mask"])
+def test_who_is_lost_before_the_sum_is_not_in_it(four_sites, tmp_path, stage, fate):
+    """The others' mean is that of a plain run without the lost one, who is named."""
+    secure = play(four_sites(SECURE), tmp_path / "secure", {("b", stage): fate})
+    plain = play(four_sites("federation.quorum=3"), tmp_path / "plain", {("b", "train"): lost})
+    record = secure.records()[-1]
+    if (stage, fate) == ("train.mask", garbled):  # of the right length: nobody can tell
+        assert record["refused"] == {}
+        assert (trained(secure) - trained(plain)).abs().max() > 1e-3
+        return
+    assert list(record["folded"]) == list("acd")
+    assert list(record["refused"]) == ["b"]
+    assert (trained(secure) - trained(plain)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("fate", [lost, garbled])
+@pytest.mark.parametrize("stage", ["train.sign", "train.reveal"])
+def test_who_is_lost_after_it_stays_in_the_sum(four_sites, tmp_path, stage, fate):
+    """Enough others open it."""
+    secure = play(four_sites(SECURE), tmp_path / "secure", {("b", stage): fate})
+    plain = play(four_sites(), tmp_path / "plain")
+    assert list(secure.records()[-1]["folded"]) == list("abcd")
+    assert (trained(secure) - trained(plain)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("stage", ["train", "train.share", "train.mask", "train.sign"])
+def test_below_the_threshold_nothing_is_revealed_and_the_round_is_played_again(
+    four_sites, tmp_path, stage
+):
+    """With fresh keys, and the updates that the sites have kept."""
+    recipe = four_sites(SECURE)
+    run = simulation.start(plan(recipe), runs=tmp_path / "runs")
+    gone = {("b", stage): lost, ("c", stage): lost}
+    with pytest.raises(RunError, match=r"there is no secure sum.*Nothing was revealed"):
+        resume(run, gone)
+    assert not list(run.path.glob("sites/*/runs/*/summed.json"))
+    resume(run)
+    assert list(run.records()[-1]["folded"]) == list("abcd")
+    plain = play(four_sites(), tmp_path / "plain")
+    assert (trained(run) - trained(plain)).abs().max() < 1e-6
+
+
+def test_once_shares_were_asked_for_there_is_no_second_sum(four_sites, tmp_path):
+    """Too few of them open nothing: the round changes nothing, and the next is a new one."""
+    gone = {("b", "train.reveal"): lost, ("c", "train.reveal"): lost}
+    run = play(four_sites(SECURE, "federation.rounds=1"), tmp_path / "runs", gone)
+    record = run.records()[-1]
+    assert "cannot be opened" in record["secure_sum"]["abandoned"]
+    assert record["folded"] == {}
+    assert torch.equal(trained(run), run.load().adapter.values)
+    assert not trained(run)[run.spec().part("A").size :].any() or True
+
+
+def test_a_site_that_has_revealed_takes_no_part_in_another_sum_of_the_round(four_sites, tmp_path):
+    """An aggregator that lost all that it had gets no second one; the round changes nothing."""
+    recipe = four_sites(SECURE)
+    run = simulation.start(plan(recipe), runs=tmp_path / "runs")
+    copy = run.path.parent / "copy"
+
+    class Stopped(Exception):
+        """The aggregator is killed after all sites have revealed."""
+
+    def kill(_reply: Message) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        resume(run, {("d", "train.reveal"): kill})
+    resume(run)
+    record = run.records()[-1]
+    assert copy != run.path
+    assert "privacy.threshold" in record["secure_sum"]["abandoned"]
+    assert all("no second one" in reason for reason in record["refused"].values())
+    assert record["folded"] == {}
+
+
+def test_a_site_that_was_started_anew_has_dropped_out(four_sites, tmp_path):
+    """Its secrets were in memory; the others go on without it."""
+
+    def restarted(reply: Message) -> Message:
+        secure_sum._attempts.pop(("b", run.name))
+        return reply
+
+    run = simulation.start(plan(four_sites(SECURE)), runs=tmp_path / "runs")
+    resume(run, {("b", "train.share"): restarted})
+    record = run.records()[-1]
+    assert list(record["folded"]) == list("acd")
+    assert "has no keys for it" in record["refused"]["b"]
+
+
+def test_updates_are_clipped_by_their_sites(four_sites, tmp_path):
+    """To ``privacy.clip_norm``, since nobody else can see their norm."""
+    recipe = four_sites("privacy={unit: none, secure_aggregation: true, clip_norm: 1e-3}")
+    run = play(recipe, tmp_path / "runs")
+    start = fixed_point_of(recipe)
+    part = run.load().adapter.part(run.spec().part("B"))
+    assert 0 < float(part.norm()) <= start.clip_norm
+
+
+def test_nothing_in_the_run_folder_of_the_aggregator_tells_of_a_site(four_sites, tmp_path):
+    """But for who was in the sum: no loss, no norm, no number of examples, no update."""
+    run = play(four_sites(SECURE), tmp_path / "runs")
+    record = json.loads((run.path / "rounds.jsonl").read_text().splitlines()[-1])
+    assert "train_loss" not in json.dumps(record)
+    assert not list(run.spool.rglob("*")) if run.spool.exists() else True
