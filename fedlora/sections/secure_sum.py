@@ -127,14 +127,11 @@ def _require_threshold(privacy: Privacy, *, cohort: int) -> None:
         )
     least = (cohort + colluders) // 2 + 1
     if privacy.threat_model == "malicious-aggregator" and threshold < least:
+        helped = f" with {colluders} colluders" if colluders else ""
+        fewer = ", fewer colluders," if colluders else ""
         raise ValueError(
-            f"privacy.threshold is {threshold}, with which an aggregator that tells some of "
-            f"{cohort} clients that a client dropped out, and others that it did not, would open "
-            f"its update with the help of {colluders} colluders: {_least(least, cohort)}or fewer "
-            "colluders, or threat_model: honest-but-curious"
+            f"privacy.threshold is {threshold}, so that an aggregator that tells some of {cohort} "
+            "clients that one of them dropped out, and the others that it did not, could open its "
+            f"update{helped}: take a threshold of {least} or more{fewer} or "
+            "threat_model: honest-but-curious"
         )
-
-
-def _least(threshold: int, cohort: int) -> str:
-    """Return the advice to raise the threshold, unless no cohort could reach it."""
-    return f"take a threshold of {threshold} or more, " if threshold <= cohort else "take "
