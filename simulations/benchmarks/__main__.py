@@ -14,6 +14,7 @@ BENCHMARKS = {
     "wire": "bytes that a client sends in a round, against Flower's float32 factors",
     "deployment_round": "a deployed round beside training, against stock Flower",
     "download": "pulling an adapter from a registry, beside a plain gRPC stream and plain HTTP",
+    "secure_sum": "an attempt at a secure sum, against Flower's SecAgg+ and against no masks",
     "evidence": "what a signed log of each answer costs, beside encoding the answer alone",
 }
 
