@@ -22,6 +22,7 @@ PROTOS = sorted(ROOT.rglob("*.proto"))
 GOLDEN = Path(__file__).parent / "descriptors"
 FILES = {file.name: file for file in compiled(ROOT, PROTOS).file}
 REGISTRY, UPDATE = "fedlora/registry/v1/registry.proto", "fedlora/wire/v1/update.proto"
+SECURE_SUM = "fedlora/secure_sum/v1/secure_sum.proto"
 
 
 def golden(name: str) -> FileDescriptorProto:
@@ -40,7 +41,7 @@ def copy(name: str) -> FileDescriptorProto:
 
 def test_the_files_are_those_that_are_known() -> None:
     """Each has a description that others rely on."""
-    assert sorted(FILES) == [REGISTRY, UPDATE]
+    assert sorted(FILES) == [REGISTRY, SECURE_SUM, UPDATE]
     assert len(list(GOLDEN.iterdir())) == len(FILES)
 
 
