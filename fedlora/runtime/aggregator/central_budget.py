@@ -3,6 +3,7 @@
 from fedlora.adapter import AdapterState, AdapterUpdate
 from fedlora.aggregation import Aggregator
 from fedlora.privacy.central import ClientSum, noised_mean
+from fedlora.privacy.charge import Charge
 from fedlora.recipe import Recipe
 from fedlora.runtime.account import noise_stream, reserved
 from fedlora.runtime.charges import round_charge
@@ -15,6 +16,49 @@ def account_of(recipe: Recipe) -> str:
     ``clients-add-remove``, or ``clients-replace-one`` where a cohort of fixed size is drawn.
     """
     return f"clients-{round_charge(recipe).adjacency}"
+
+
+class ClientBudget:
+    """Charges a run's rounds to the aggregator's account of clients.
+
+    Args:
+        run: its ledger is beside the run folders, and counts all of their runs.
+        recipe: of the run.
+        number: of the round, from 1.
+    """
+
+    def __init__(self, run: RunFolder, recipe: Recipe, *, number: int) -> None:
+        self._run, self._recipe, self._number = run, recipe, number
+        self._account = account_of(recipe)
+
+    def reserve(self) -> None:
+        """Reserve the most that the run will draw, unless that was done.
+
+        Raises:
+            BudgetError: the account does not allow it.
+            StorageError: the ledger cannot be written.
+        """
+        recipe, path = self._recipe, self._run.path.parent / "ledger.sqlite"
+        whole = round_charge(recipe, rounds=recipe.federation.rounds)
+        self._ledger = reserved(
+            path, self._account, run=self._run.name, recipe=recipe, maximum=[whole]
+        )
+
+    def charge(self) -> Charge:
+        """Return what the round may draw, once its charge is on disk.
+
+        Raises:
+            BudgetError: the account does not allow it.
+            StorageError: the ledger cannot be written.
+        """
+        return self._ledger.commit(
+            self._account,
+            self._run.name,
+            purpose="train",
+            number=self._number,
+            charge=round_charge(self._recipe),
+            data="",
+        ).redeem()
 
 
 class NoisedFirst:
@@ -31,13 +75,12 @@ class NoisedFirst:
 
     Args:
         method: what makes the round's update of it.
-        run: its ledger is beside the run folders, and counts all of their runs.
-        recipe: of the run.
-        number: of the round, from 1.
+        run, recipe, number: as for ``ClientBudget``.
     """
 
     def __init__(self, method: Aggregator, run: RunFolder, recipe: Recipe, *, number: int) -> None:
-        self._method, self._run, self._recipe, self._number = method, run, recipe, number
+        self._method, self._recipe, self._number = method, recipe, number
+        self._budget = ClientBudget(run, recipe, number=number)
 
     def begin(self, global_adapter: AdapterState) -> None:
         """Reserve the most that the run will draw, unless that was done.
@@ -46,12 +89,9 @@ class NoisedFirst:
             BudgetError: the account does not allow it.
             StorageError: the ledger cannot be written.
         """
-        recipe, path = self._recipe, self._run.path.parent / "ledger.sqlite"
-        self._account, run = account_of(recipe), self._run.name
-        whole = round_charge(recipe, rounds=recipe.federation.rounds)
-        self._ledger = reserved(path, self._account, run=run, recipe=recipe, maximum=[whole])
-        sent = recipe.federation.facts.sent(self._number)
-        clip_norm = recipe.privacy.clip_norm or 0
+        self._budget.reserve()
+        sent = self._recipe.federation.facts.sent(self._number)
+        clip_norm = self._recipe.privacy.clip_norm or 0
         self._sum = ClientSum(global_adapter.spec.part(sent), clip_norm=clip_norm)
         self._method.begin(global_adapter)
 
@@ -72,17 +112,9 @@ class NoisedFirst:
             StorageError: the ledger cannot be written.
         """
         recipe = self._recipe
-        committed = self._ledger.commit(
-            self._account,
-            self._run.name,
-            purpose="train",
-            number=self._number,
-            charge=round_charge(recipe),
-            data="",
-        )
         noised = noised_mean(
             self._sum,
-            committed.redeem(),
+            self._budget.charge(),
             expected=recipe.cohort_size,
             num_examples=recipe.cohort_size * recipe.examples_of_round[-1],
             source=noise_stream(recipe, f"clients/{self._number}"),

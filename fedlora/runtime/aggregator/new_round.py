@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord
 
 from fedlora.aggregation import Aggregator, new_aggregator
 from fedlora.recipe import Recipe
-from fedlora.runtime.aggregator.central_budget import NoisedFirst
+from fedlora.runtime.aggregator.central_budget import ClientBudget, NoisedFirst
 from fedlora.runtime.aggregator.exchange import Exchange
 from fedlora.runtime.aggregator.fold import Fold
 from fedlora.runtime.aggregator.secure_sum import SecureSum
@@ -46,7 +46,8 @@ def new_round(
             envelope=envelope,
             cohort=cohort,
             global_adapter=checkpoint.adapter,
-            aggregator=new_aggregator(recipe.federation, attackers=0),
+            aggregator=new_aggregator(recipe.federation, attackers=recipe.attackers),
+            budget=_budget(run, recipe, number=envelope.round),
             exchange=exchange,
             logs=logs,
             task=task,
@@ -60,6 +61,11 @@ def new_round(
         spool=Spool(run.spool / f"round-{envelope.round:04}"),
         max_norm=_largest_norm(recipe, checkpoint, number=envelope.round),
     )
+
+
+def _budget(run: RunFolder, recipe: Recipe, *, number: int) -> ClientBudget | None:
+    hidden = recipe.privacy.unit == "client"
+    return ClientBudget(run, recipe, number=number) if hidden else None
 
 
 def _aggregator(run: RunFolder, recipe: Recipe, *, number: int) -> Aggregator:

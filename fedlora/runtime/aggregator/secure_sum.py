@@ -18,6 +18,7 @@ from fedlora.privacy.secure_aggregation.fixed_point import Vector
 from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.recipe import Recipe
 from fedlora.runtime import records
+from fedlora.runtime.aggregator.central_budget import ClientBudget
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.secure_terms import REVEALED, fixed_point_of, terms_of
@@ -39,6 +40,8 @@ class SecureSum:
     global_adapter: AdapterState
     """What the clients received."""
     aggregator: Aggregator
+    budget: ClientBudget | None
+    """What the round's noise is charged to, where clients are to be hidden: the sites draw it."""
     exchange: Exchange
     logs: SiteLogs
     task: ConfigRecord
@@ -56,6 +59,8 @@ class SecureSum:
 
     def begin(self) -> None:
         """Start the round. Of an attempt before a stop nothing is left: keys are fresh in each."""
+        if self.budget:
+            self.budget.reserve()
         self.aggregator.begin(self.global_adapter)
         self._spec = records.envelope_of_update(self.envelope, self.recipe, self.cohort[0]).spec
         self._fixed = fixed_point_of(self.recipe)
@@ -125,7 +130,10 @@ class SecureSum:
         for site, payload in self._stage("share", collector.rosters()):
             with self._losing(site, "share"):
                 collector.take_shares(site, read(pb.Shares, payload))
-        for site, payload in self._stage("mask", collector.inboxes()):
+        inboxes = collector.inboxes()
+        if self.budget:
+            self.budget.charge()
+        for site, payload in self._stage("mask", inboxes):
             with self._losing(site, "mask"):
                 collector.take_masked(site, payload)
         quorum = self.recipe.quorum_of(len(self.cohort))
