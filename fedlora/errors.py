@@ -13,7 +13,7 @@
     ├── PolicyError        the site's policy does not allow what the aggregator asks for
     │   └── NotYetError    it may later: a person has not said yes, or these are not its hours
     ├── SecureSumError     a secure sum cannot go on: a key, share or sealed message is not right
-    │   └── SummedError    a site has revealed its shares for the round: there is no second sum
+    │   └── SummedError    an update is in a sum already: in one over others it would show
     ├── EvidenceError      the evidence log is not whole, or not what was written
     ├── EnrolmentError     a site is not admitted, or a bundle or key is not the one expected
     ├── BudgetError        a privacy budget does not allow what is asked, or its ledger is not whole
@@ -87,7 +87,7 @@ class SecureSumError(FedloraError):
 
 
 class SummedError(SecureSumError):
-    """A site has revealed its shares for a round's sum: there is no second one."""
+    """An update is in a sum already: in another over other members it would show."""
 
 
 class EvidenceError(FedloraError):

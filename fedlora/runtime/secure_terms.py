@@ -11,8 +11,8 @@ from fedlora.sections.secure_sum import LARGEST_COMPLETE
 STAGES = ("share", "mask", "sign", "reveal")
 """What follows a cohort's training, each a Flower message ``train.STAGE``."""
 
-REVEALED = "The site has revealed its shares of this round's sum: there is no second one."
-"""What a site says that is asked to take part in another sum of a round."""
+REVEALED = "The site's update is in a sum already: there is none over other members."
+"""What a site says whose update is to be in a second sum."""
 
 
 def terms_of(recipe: Recipe) -> Terms:

@@ -162,24 +162,43 @@ def test_once_shares_were_asked_for_there_is_no_second_sum(four_sites, tmp_path)
     assert not run.load().adapter.part(run.spec().part("B")).values.any()  # as it began
 
 
-def test_a_site_that_has_revealed_takes_no_part_in_another_sum_of_the_round(four_sites, tmp_path):
-    """An aggregator that lost all that it had gets no second one; the round changes nothing."""
-    recipe = four_sites(SECURE)
-    run = simulation.start(plan(recipe), runs=tmp_path / "runs")
+class KilledError(Exception):
+    """The aggregator is killed when a reply comes."""
 
-    class StoppedError(Exception):
-        """The aggregator is killed after all sites have revealed."""
 
-    def kill(_reply: Message) -> None:
-        raise StoppedError
+def kill(_reply: Message) -> None:
+    raise KilledError
 
-    with pytest.raises(StoppedError):
+
+def test_a_killed_aggregator_gets_the_same_sum_again(four_sites, tmp_path):
+    """All sites have revealed, and are in no other sum: over the same members it is no other."""
+    run = simulation.start(plan(four_sites(SECURE)), runs=tmp_path / "runs")
+    with pytest.raises(KilledError):
         resume(run, {("d", "train.reveal"): kill})
     resume(run)
-    record = run.records()[-1]
-    assert "privacy.threshold" in record["secure_sum"]["abandoned"]
-    assert all("no second one" in reason for reason in record["refused"].values())
-    assert record["folded"] == {}
+    assert list(run.records()[-1]["folded"]) == list("abcd")
+    assert (trained(run) - trained(play(four_sites(), tmp_path / "plain"))).abs().max() < 1e-6
+
+
+def test_no_update_is_in_two_sums_over_different_members(four_sites, tmp_path):
+    """Not in the same round of a run, and not in another run: their difference would be an update.
+
+    The round changes nothing, and the run goes on.
+    """
+    recipe = four_sites(SECURE, "federation.rounds=2")
+    run = simulation.start(plan(recipe), runs=tmp_path / "runs")
+    with pytest.raises(KilledError):
+        resume(run, {("d", "train.reveal"): kill})
+    resume(run, {("a", "train.mask"): lost})
+    first, second = run.records()[-2:]
+    assert "privacy.threshold" in first["secure_sum"]["abandoned"]
+    assert all("none over other members" in first["refused"][site] for site in "bcd")
+    assert first["folded"] == {}
+    assert list(second["folded"]) == list("bcd")  # another update: a new sum
+    again = simulation.start(plan(recipe), runs=tmp_path / "again")  # equal updates in round 1
+    with sites_in(str(run.path / "sites")):
+        serve(LossyGrid(recipe, {("a", "train.mask"): lost}), again.path, observe=lambda _: None)
+    assert "abandoned" in again.records()[-2]["secure_sum"]
 
 
 def test_a_site_that_was_started_anew_has_dropped_out(four_sites, tmp_path):

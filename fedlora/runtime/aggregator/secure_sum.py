@@ -99,8 +99,8 @@ class SecureSum:
     def finish(self) -> AdapterUpdate:
         """Return the round's update: the mean of those who came through all stages.
 
-        Once shares were asked for there is no second try, since a second sum over other members
-        would tell the difference: if they do not suffice, the round changes nothing.
+        Once shares were asked for there is no second try, since a sum over other members would
+        tell the difference: if they do not suffice, the round changes nothing.
 
         Raises:
             RunError: too few came so far; nothing was revealed, and the round can be played again.
@@ -209,4 +209,4 @@ class SecureSum:
     @property
     def _was_revealed(self) -> bool:
         """Whether a client says that it has revealed its shares in an attempt before a stop."""
-        return any(REVEALED in reason for reason in self.refused.values())
+        return any(REVEALED in why for why in (*self.refused.values(), *self.lost.values()))

@@ -6,7 +6,7 @@ the aggregator has shown it with whom it is to be summed (``privacy.secure_aggre
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,13 +17,14 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fedlora import atomic
+from fedlora.adapter import AdapterUpdate
 from fedlora.errors import PolicyError, StorageError, SummedError, WireError
 from fedlora.privacy.secure_aggregation.participant import Participant
 from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.runtime import records
 from fedlora.runtime.secure_terms import REVEALED, STAGES, fixed_point_of, terms_of
 from fedlora.runtime.site.asked import Asked
-from fedlora.runtime.site.memory import SiteMemory
+from fedlora.runtime.site.memory import SiteMemory, site_folder
 from fedlora.runtime.site.outbox import Outbox
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.signing import PublicKey, Signer, canonical
@@ -58,67 +59,86 @@ class Identity(Protocol):
 
 @dataclass(frozen=True)
 class Summed:
-    """What a site has revealed its shares for, on disk before it does: never twice for a round."""
+    """The sums that a site has revealed its shares for, in whatever run: on disk before it does.
 
-    memory: SiteMemory
+    Two sums with one update in both, over different members, tell the difference of these. So an
+    update that is in one sum is in no other, but over the same members: that is the same sum.
+    """
 
-    def require_none(self, number: int) -> None:
-        """Do nothing if the site has revealed nothing of a round.
+    site: str
 
-        Two sums of one round over different members would tell the difference of them.
+    def require_same(self, update: str, members: Collection[str]) -> None:
+        """Do nothing if an update is in no sum yet, or in one over exactly these members.
+
+        Args:
+            update: SHA-256 of its values.
+            members: of the sum that is to be.
 
         Raises:
-            SummedError: it has.
+            SummedError: it is in another.
             StorageError: the record cannot be read.
         """
-        if str(number) in self._all():
+        before = self._all().get(update)
+        if before is not None and set(before) != set(members):
             raise SummedError(REVEALED)
 
-    def keep(self, number: int, *, attempt: str, members: Collection[str]) -> None:
+    def require_none(self, update: str) -> None:
+        """Do nothing if an update is in no sum: of fresh noise not even the same sum is the same.
+
+        Raises:
+            SummedError: it is in one.
+            StorageError: the record cannot be read.
+        """
+        if update in self._all():
+            raise SummedError(REVEALED)
+
+    def keep(self, update: str, members: Collection[str]) -> None:
         """Note that the site reveals its shares.
 
         Raises:
-            SummedError: it has done so before.
+            SummedError: as ``require_same``.
             StorageError: the record cannot be read or written.
         """
-        self.require_none(number)
-        facts = {**self._all(), str(number): {"attempt": attempt, "members": sorted(members)}}
+        self.require_same(update, members)
+        facts = {**self._all(), update: sorted(members)}
         atomic.write_file(self._path, json.dumps(facts, indent=1))
 
     def last(self) -> Collection[str]:
-        """Return the members of the last sum.
+        """Return the members of the last sum; none before the first.
 
         Raises:
             StorageError: the record cannot be read.
         """
-        found = self._all()
-        return found[max(found, key=int)]["members"] if found else ()
+        return next(reversed(self._all().values()), ())
 
     @property
     def _path(self) -> Path:
-        return self.memory.folder / "summed.json"
+        return site_folder(self.site) / "summed.json"
 
-    def _all(self) -> Mapping[str, Mapping[str, Collection[str]]]:
+    def _all(self) -> dict[str, list[str]]:
+        """Return the members of each sum by the site's update, the last one last."""
         try:
-            found: Mapping[str, Mapping[str, Collection[str]]] = json.loads(self._path.read_text())
+            found = json.loads(self._path.read_text(encoding="ascii"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise StorageError(
-                f"{self._path}: what the site has revealed cannot be read ({error}). Put the file "
-                "back from a backup: without it, nothing is summed."
+                f"{self._path}: the sums that the site has been in cannot be read ({error}). Put "
+                "the file back from a backup: without it, nothing is summed."
             ) from None
-        return found
+        return dict(found)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A round's attempt, and where the update lies that is to be masked."""
+    """A round's attempt, and the update that is to be masked."""
 
     number: int
     participant: Participant
     answer: str
-    """In the outbox."""
+    """Where the update lies in the outbox."""
+    update: str
+    """SHA-256 of its values."""
 
 
 _attempts: dict[tuple[str, str], _Attempt] = {}
@@ -132,17 +152,18 @@ def held_back(identity: Identity | None = None) -> Mod:
         identity: who the site is; by default, in a simulation, a key of this process.
 
     Raises:
-        SummedError: (the mod) the round's sum has been opened.
+        SummedError: (the mod) the update is in a sum, and another would have other noise.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         asked = Asked.of(message, context)
         if not asked.recipe.privacy.secure_aggregation or asked.purpose != "train":
             return call_next(message, context)
-        memory, number = SiteMemory(asked.site, asked.envelope.run), asked.envelope.round
-        summed = Summed(memory)
-        summed.require_none(number)
         call_next(message, context)  # what was inspected is in the outbox now
+        summed, answer = Summed(asked.site), Outbox.name_of(message)
+        update = _digest(_held_update(asked, answer))
+        if asked.recipe.privacy.unit == "client":
+            summed.require_none(update)
         who = identity or Simulated(asked.site)
         participant = Participant(
             site=asked.site,
@@ -153,8 +174,8 @@ def held_back(identity: Identity | None = None) -> Mod:
             admit=lambda members: who.admit(members, summed.last()),
         )
         said = participant.advertise()
-        answer = Outbox.name_of(message)
-        _attempts[asked.site, asked.envelope.run] = _Attempt(number, participant, answer)
+        attempt = _Attempt(asked.envelope.round, participant, answer, update)
+        _attempts[asked.site, asked.envelope.run] = attempt
         return _reply(said.SerializeToString(), message)
 
     return mod
@@ -183,13 +204,12 @@ def answer_stage(message: Message, context: Context) -> Message:
         case "mask":
             return _reply(_masked(asked, attempt, read(pb.Inbox, payload)), message)
         case "sign":
-            said = participant.sign(read(pb.Survivors, payload))
-            return _reply(said.SerializeToString(), message)
+            survivors = read(pb.Survivors, payload)
+            Summed(asked.site).require_same(attempt.update, survivors.sites)
+            return _reply(participant.sign(survivors).SerializeToString(), message)
     unmasking = read(pb.Unmasking, payload)
     revealed = participant.reveal(unmasking)
-    Summed(SiteMemory(*key)).keep(
-        attempt.number, attempt=participant.attempt, members=unmasking.survivors.sites
-    )
+    Summed(asked.site).keep(attempt.update, unmasking.survivors.sites)
     del _attempts[key]
     return _reply(revealed.SerializeToString(), message)
 
@@ -208,17 +228,27 @@ def stage_of(message: Message) -> str:
 
 def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
     """Return the update that the gate let pass, as whole numbers, noised and masked."""
-    recipe = asked.recipe
-    payload = Outbox(SiteMemory(asked.site, asked.envelope.run)).payload(attempt.answer)
-    envelope = records.envelope_of_update(asked.envelope, recipe, asked.site)
-    update = decode_update(
-        payload, envelope, codec="fp32", compress=False, max_bytes=recipe.wire.max_bytes
-    )
-    fixed = fixed_point_of(recipe)
-    weight = min(update.num_examples, fixed.weights_up_to)
-    values = fixed.encode(update.values, weight=weight)
+    update, fixed = _held_update(asked, attempt.answer), fixed_point_of(asked.recipe)
+    values = fixed.encode(update.values, weight=min(update.num_examples, fixed.weights_up_to))
     attempt.participant.mask(inbox, values)
     return values.astype("<u4", copy=False).tobytes()
+
+
+def _held_update(asked: Asked, answer: str) -> AdapterUpdate:
+    """Return the update that is held back."""
+    memory = SiteMemory(asked.site, asked.envelope.run)
+    envelope = records.envelope_of_update(asked.envelope, asked.recipe, asked.site)
+    return decode_update(
+        Outbox(memory).payload(answer),
+        envelope,
+        codec="fp32",
+        compress=False,
+        max_bytes=asked.recipe.wire.max_bytes,
+    )
+
+
+def _digest(update: AdapterUpdate) -> str:
+    return hashlib.sha256(update.values.numpy().data).hexdigest()
 
 
 def _context_of(message: Message, asked: Asked) -> bytes:
