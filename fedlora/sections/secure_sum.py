@@ -119,6 +119,11 @@ def _require_threshold(privacy: Privacy, *, cohort: int) -> None:
             f"privacy.colluders is {colluders}, but a cohort has {cohort}, of which some must be "
             "honest: lower it"
         )
+    if threshold < FEWEST:
+        raise ValueError(
+            f"privacy.threshold is {threshold}, but of two clients whose sum is opened each knows "
+            f"the other's update from it: take {FEWEST} or more"
+        )
     if threshold <= colluders:
         raise ValueError(
             f"privacy.threshold is {threshold}, so that {colluders} colluders could open any "

@@ -1,6 +1,7 @@
 """The aggregator's part in one attempt at a secure sum."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,18 +57,31 @@ class Collector:
         return tuple(sorted(self._summed))
 
     def take_advertisement(self, site: str, said: pb.Advertisement) -> None:
-        """Take a site's keys; whether they are its own, the members see by themselves."""
+        """Take a site's keys; whether they are its own, the members see by themselves.
+
+        With those that no member could be summed with, or two of which no roster may hold, one site
+        would keep all others from their sum.
+        """
         statements.require_signed(said)
         if said.site != site:
             raise SecureSumError(f"{site} advertises the keys of {said.site!r:.80}.")
-        others = {other.context for other in self._advertised.values()}
-        if others - {said.context}:
-            raise SecureSumError(f"{site} was given another recipe, base, adapter or round.")
+        known = {other.identity for other in self._advertised.values()}
+        if site in self._advertised or said.identity in known:
+            raise SecureSumError(f"{site}, or another site by its key, has advertised before.")
+        probe = KeyPair.generate()
+        for key in (said.mask_key, said.seal_key):
+            probe.agree(key, about=b"")
         self._advertised[site] = said
 
     def rosters(self) -> Mapping[str, pb.Roster]:
-        """Return each member's roster: all members, or it and its neighbours in a random graph."""
-        members = self._advertised
+        """Return each member's roster: all members, or it and its neighbours in a random graph.
+
+        Who says that it was given something else than most is left out: all others would refuse it.
+        """
+        contexts = Counter(said.context for said in self._advertised.values())
+        usual = max(contexts, key=contexts.__getitem__, default=b"")
+        members = {s: said for s, said in self._advertised.items() if said.context == usual}
+        self._advertised = members
         self.terms.require_enough(len(members), of="have trained", least=self.terms.fewest)
         sites = sorted(members)
         for site, others in zip(
@@ -84,6 +98,7 @@ class Collector:
 
     def take_shares(self, site: str, shares: pb.Shares) -> None:
         """Take a member's sealed shares, which only those whom they are for can open."""
+        _require_turn(site, asked=self._neighbours, answered=self._sharers)
         sealed = {each.site: each.text for each in shares.sealed}
         if sealed.keys() != set(self._neighbours[site]) or len(sealed) < len(shares.sealed):
             raise SecureSumError(f"{site} has not sealed a share for each of its neighbours.")
@@ -107,6 +122,7 @@ class Collector:
 
     def take_masked(self, site: str, payload: bytes) -> None:
         """Add a member's masked vector to the sum."""
+        _require_turn(site, asked=self._sharers, answered=self._summed)
         if len(payload) != _WORD * self.size:
             raise SecureSumError(
                 f"{site} sent {len(payload):,} bytes in place of {_WORD * self.size:,}."
@@ -133,6 +149,7 @@ class Collector:
 
     def take_signature(self, site: str, said: pb.Signature) -> None:
         """Take a member's word for the survivors."""
+        _require_turn(site, asked=self._summed, answered=self._signatures)
         text = statements.survivors_text(self._digest, self.survivors)
         key = PublicKey(self._advertised[site].identity)
         if said.site != site or not key.signed(text, said.signature):
@@ -156,11 +173,12 @@ class Collector:
 
     def take_revealed(self, site: str, revealed: pb.Revealed) -> None:
         """Take a survivor's shares of others' secrets, and of its own seed."""
+        _require_turn(site, asked=self._summed, answered=self._revealed)
         near = {other for other in self._holders(site) if other in self._sharers}
         seeds = {each.site: each.share for each in revealed.seeds}
         keys = {each.site: each.share for each in revealed.mask_keys}
         alive = near.intersection(self._summed)
-        if seeds.keys() != alive or keys.keys() != near - alive or site in self._revealed:
+        if seeds.keys() != alive or keys.keys() != near - alive:
             raise SecureSumError(
                 f"{site} has not revealed one share for each member that it has shares of."
             )
@@ -220,3 +238,9 @@ class Collector:
 
     def _is_mask_key(self, site: str) -> Callable[[bytes], bool]:
         return lambda secret: KeyPair.of(secret).public == self._advertised[site].mask_key
+
+
+def _require_turn(site: str, *, asked: Collection[str], answered: Collection[str]) -> None:
+    """Do nothing if a stage waits for a site's answer: a second one would be added to the first."""
+    if site not in asked or site in answered:
+        raise SecureSumError(f"{site} was not asked in this stage, or has answered before.")

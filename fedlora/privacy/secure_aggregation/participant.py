@@ -3,6 +3,8 @@
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +23,37 @@ Identify = Callable[[str, PublicKey], None]
 Admit = Callable[[Collection[str]], None]
 """Does nothing if the site lets itself be summed with exactly those, else raises an error."""
 
+_Asked = ParamSpec("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+def _stage(
+    play: Callable[Concatenate["Participant", _Asked], _Answer],
+) -> Callable[Concatenate["Participant", _Asked], _Answer]:
+    """Let a stage be played once, after those before it; one that fails is the attempt's last."""
+
+    @wraps(play)
+    def played(self: "Participant", /, *args: _Asked.args, **kwargs: _Asked.kwargs) -> _Answer:
+        ahead = self._ahead
+        if play.__name__ not in ahead[:1]:
+            raise SecureSumError(
+                f"{play.__name__} was asked, but of this attempt there is "
+                f"{ahead[0] if ahead else 'nothing'} to be played next."
+            )
+        self._ahead = ()
+        answer = play(self, *args, **kwargs)
+        self._ahead = ahead[1:]
+        return answer
+
+    return played
+
 
 @dataclass(kw_only=True)
 class Participant:
     """One site in one attempt. Its secrets are in memory: who is started anew has dropped out.
 
     Guarantees:
-        - Each stage is played once, in order.
+        - Each stage is played once, in order; nothing follows one that failed.
         - The seed of its own mask or the key of its pairwise masks may become known, never both:
           of each other member it reveals a share of one of them, once, and it seals its own shares
           for members that it knows by their pinned keys.
@@ -47,21 +73,26 @@ class Participant:
     _mask_key: KeyPair = field(default_factory=KeyPair.generate, repr=False)
     _seal_key: KeyPair = field(default_factory=KeyPair.generate, repr=False)
     _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    _played: list[str] = field(default_factory=list)
+    _ahead: tuple[str, ...] = ()
+    """Stages that may still be played."""
     _members: dict[str, pb.Advertisement] = field(default_factory=dict)
     _digest: bytes = b""
     _held: dict[str, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
     """Of each member whose shares this site has: that of the seed, and that of the mask key."""
     _survivors: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        sign = ("sign",) if self.terms.signed else ()
+        self._ahead = ("advertise", "share", "mask", *sign, "reveal")
+
     @property
     def attempt(self) -> str:
         """What names the attempt, in hexadecimal, once there is a roster."""
         return self._digest.hex()
 
+    @_stage
     def advertise(self) -> pb.Advertisement:
         """Return the site's fresh keys, signed."""
-        self._play("advertise", after=[])
         self._own = statements.advertised(
             self.signer,
             site=self.site,
@@ -72,6 +103,7 @@ class Participant:
         )
         return self._own
 
+    @_stage
     def share(self, roster: pb.Roster) -> pb.Shares:
         """Return shares of the site's secrets, sealed for each other member of its roster.
 
@@ -79,7 +111,6 @@ class Participant:
             SecureSumError: the roster is not one that this site can be part of.
             PolicyError: a member is not known by its key, or the site's policy wants others.
         """
-        self._play("share", after=["advertise"])
         self._require_roster(roster)
         holders = sorted(self._members)
         split = [
@@ -95,6 +126,7 @@ class Participant:
             ]
         )
 
+    @_stage
     def mask(self, inbox: pb.Inbox, values: NDArray[np.uint32]) -> None:
         """Mask a vector in place, modulo 2³²: with the site's own mask, and one for each sender.
 
@@ -104,7 +136,6 @@ class Participant:
         Raises:
             SecureSumError: shares are not from members, or not what they sealed; too few came.
         """
-        self._play("mask", after=["advertise", "share"])
         for each in inbox.sealed:
             if each.site not in self._members or each.site in self._held:
                 raise SecureSumError(f"{each.site!r:.80} is no member, or has sent shares twice.")
@@ -117,6 +148,7 @@ class Participant:
                 (add_mask if self.site < site else subtract_mask)(values, key)
         add_mask(values, self._seed)
 
+    @_stage
     def sign(self, survivors: pb.Survivors) -> pb.Signature:
         """Return the site's word for the survivors, which it gives once.
 
@@ -124,11 +156,11 @@ class Participant:
             SecureSumError: they are not among those who shared, too few, or without this site.
             PolicyError: the site's policy wants others.
         """
-        self._play("sign", after=["advertise", "share", "mask"])
         self._take(survivors)
         text = statements.survivors_text(self._digest, self._survivors)
         return pb.Signature(site=self.site, signature=self.signer.sign(text))
 
+    @_stage
     def reveal(self, unmasking: pb.Unmasking) -> pb.Revealed:
         """Return a share of each survivor's seed, and of the mask key of who has dropped out.
 
@@ -137,8 +169,6 @@ class Participant:
                 signed others.
             PolicyError: the site's policy wants others.
         """
-        before = ["advertise", "share", "mask", *(["sign"] if self.terms.signed else [])]
-        self._play("reveal", after=before)
         told = tuple(unmasking.survivors.sites)
         if self.terms.signed:
             if told != self._survivors:
@@ -153,15 +183,6 @@ class Participant:
             else:
                 revealed.mask_keys.append(pb.Share(site=site, share=key))
         return revealed
-
-    def _play(self, stage: str, *, after: list[str]) -> None:
-        """Note that a stage is played, be it in vain: nothing is tried twice."""
-        if self._played != after:
-            raise SecureSumError(
-                f"{stage} was asked after {', '.join(self._played) or 'nothing'}, but it is played "
-                f"once, after {', '.join(after) or 'nothing'}."
-            )
-        self._played.append(stage)
 
     def _require_roster(self, roster: pb.Roster) -> None:
         members = {member.site: member for member in roster.members}
@@ -228,7 +249,10 @@ class Participant:
     def _unsealed(self, site: str, text: bytes) -> bytes:
         about = statements.sealed_about(self._digest, sender=site, receiver=self.site)
         key = self._seal_key.agree(self._members[site].seal_key, about=about)
-        shares = unseal(key, text, about=about)
+        try:
+            shares = unseal(key, text, about=about)
+        except SecureSumError as error:
+            raise SecureSumError(f"The shares of {site} are broken: {error}") from None
         if len(shares) != 2 * shamir.SHARE_BYTES:
-            raise SecureSumError(f"The shares of {site} are broken.")
+            raise SecureSumError(f"The shares of {site} are broken: {len(shares)} bytes.")
         return shares

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fedlora.errors import SecureSumError
+from fedlora.sections import FEWEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,11 @@ class Terms:
             raise SecureSumError(
                 f"The threshold is {t}, but {colluders} colluders must not reach it, and {holders} "
                 "members hold shares of a secret."
+            )
+        if self.degree is None and t < FEWEST:
+            raise SecureSumError(
+                f"The threshold is {t}, but of two members whose sum is opened each would have the "
+                f"other's vector: it must be at least {FEWEST}."
             )
         if self.signed and (self.degree is not None or 2 * t <= n + colluders):
             raise SecureSumError(
