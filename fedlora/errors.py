@@ -11,7 +11,8 @@
     ├── WireError          bytes from the network are not the adapter that was expected
     ├── InspectionError    the gate refuses to let a reply leave the site
     ├── PolicyError        the site's policy does not allow what the aggregator asks for
-    │   └── NotYetError    it may later: a person has not said yes, or these are not its hours
+    │   ├── NotYetError    it may later: a person has not said yes, or these are not its hours
+    │   └── PeerError      another site is not pinned, or is pinned to another key
     ├── SecureSumError     a secure sum cannot go on: a key, share or sealed message is not right
     │   └── SummedError    an update is in a sum already: in one over others it would show
     ├── EvidenceError      the evidence log is not whole, or not what was written
@@ -80,6 +81,10 @@ class PolicyError(FedloraError):
 
 class NotYetError(PolicyError):
     """The site may answer later: a person has not said yes yet, or these are not its hours."""
+
+
+class PeerError(PolicyError):
+    """Another site is not pinned by the operator, or is pinned to another key."""
 
 
 class SecureSumError(FedloraError):

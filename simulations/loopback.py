@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from fedlora.document import write_yaml
 from fedlora.recipe import Recipe
 from fedlora.runtime.client.enrol import enrol
 from fedlora.runtime.client.folder import SiteFolder
+from fedlora.runtime.client.peers import own, read_peers, write_peers
 from fedlora.runtime.lock import locked
 from fedlora.runtime.processes import launcher
 from fedlora.runtime.processes.service_state import Process, Supervision
@@ -107,6 +108,14 @@ class Loopback:
         """Start a site as its operator does."""
         folder = self.sites[name].path
         self._start(folder, [*self._client, str(folder)])
+
+    def pin(self, name: str, peers: Iterable[str]) -> None:
+        """Pin peers at a site to the keys of their gates, as operators tell them each other."""
+        folder = self.sites[name]
+        pinned = read_peers(folder)
+        for peer in peers:
+            pinned = pinned.adding(peer, own(self.sites[peer])[1].fingerprint)
+        write_peers(folder, pinned)
 
     def supervisor(self, folder: Path) -> subprocess.Popen[bytes]:
         """Return the process that supervises a folder."""

@@ -14,7 +14,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from fedlora.document import parse_section, write_yaml
-from fedlora.errors import PolicyError
+from fedlora.errors import PeerError, PolicyError
 from fedlora.sections import NAME, Name, Section
 from fedlora.signing import PublicKey
 
@@ -104,10 +104,10 @@ class Peers:
         """Do nothing if a key is the one that is pinned for a site.
 
         Raises:
-            PolicyError: the site is not pinned, or its key is another.
+            PeerError: the site is not pinned, or its key is another.
         """
         if self._of(site) != key.fingerprint:
-            raise PolicyError(
+            raise PeerError(
                 f"Site {site} is pinned to the key {self._of(site)}, but {key.fingerprint} signed "
                 "in its name: nothing is masked for it. Ask its operator by telephone. If its "
                 f"gate has a new key: fedlora client peers remove {site}, and add it anew."
@@ -117,7 +117,7 @@ class Peers:
         """Return whether a site is pinned to a fingerprint.
 
         Raises:
-            PolicyError: the site is not pinned.
+            PeerError: the site is not pinned.
         """
         return self._of(site) == fingerprint
 
@@ -140,14 +140,14 @@ class Peers:
         """Return these peers without one.
 
         Raises:
-            PolicyError: it is not pinned.
+            PeerError: it is not pinned.
         """
         self._of(site)
         return type(self)({name: f for name, f in self.fingerprints.items() if name != site})
 
     def _of(self, site: str) -> str:
         if site not in self.fingerprints:
-            raise PolicyError(
+            raise PeerError(
                 f"Site {site!r:.80} is not pinned: ask its operator by telephone for the "
                 f"fingerprint of its gate's key, then fedlora client peers add {site:.64} "
                 "FINGERPRINT."

@@ -21,7 +21,8 @@ class GateIdentity:
         """Do nothing if a peer is pinned to that key.
 
         Raises:
-            PolicyError: it is not.
+            PeerError: it is not.
+            PolicyError: the file of peers cannot be read, or is wrong.
         """
         read_peers(self.folder).require(site, key)
 
