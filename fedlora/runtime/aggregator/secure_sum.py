@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ConfigRecord
 from google.protobuf.message import Message
 
@@ -96,11 +95,11 @@ class SecureSum:
     def median_norm(self) -> None:
         """Return nothing: no single norm is known."""
 
-    def finish(self) -> AdapterUpdate:
+    def finish(self) -> AdapterUpdate | None:
         """Return the round's update: the mean of those who came through all stages.
 
         Once shares were asked for there is no second try, since a sum over other members would
-        tell the difference: if they do not suffice, the round changes nothing.
+        tell the difference: if they do not suffice, there is no update, and nothing changes.
 
         Raises:
             RunError: too few came so far; nothing was revealed, and the round can be played again.
@@ -112,13 +111,13 @@ class SecureSum:
                 settled = self.refused | self.lost
                 reasons = "".join(f"\n  {site}: {reason}" for site, reason in settled.items())
                 raise RunError(
-                    f"Round {self.envelope.round}: there is no secure sum ({error}) Nothing was "
+                    f"Round {self.envelope.round}: there is no secure sum. {error} Nothing was "
                     f"revealed; resume the run, and the round is played again.{reasons}"
                 ) from None
             self.facts["secure_sum"] = {"abandoned": str(error)}
-            values, weight = torch.zeros(self._spec.size), 1
-        else:
-            self._note(weight)
+            self.refused |= self.lost
+            return None
+        self._note(weight)
         self.refused |= {s: why for s, why in self.lost.items() if s not in self.folded}
         mean = AdapterUpdate(spec=self._spec, values=values, num_examples=weight)
         self.aggregator.add(mean, 1.0)

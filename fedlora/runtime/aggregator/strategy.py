@@ -161,6 +161,10 @@ class FederatedLora(Strategy):
         for site in fold.refused.keys() & fold.admitted.keys():
             reason = fold.refused[site]
             self.observe(UpdateSettled(round=server_round, site=site, refused=reason))
+        if update is None:
+            self._tail = 0.0
+            self.checkpoint = replace(self.checkpoint, round=server_round)
+            return None, None
         optimizer = new_optimizer(self.recipe.federation)
         optimizer.restore(self.checkpoint.optimizer)
         step = optimizer.step(self.checkpoint.adapter, update)

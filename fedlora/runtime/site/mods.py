@@ -114,8 +114,7 @@ def _encoded(content: RecordDict, leave: Leave, *, asked: Asked) -> bytes:
 _REASONS: Mapping[type[Exception], str] = {
     NotYetError: "The site does not answer yet: its operator, or its hours, do not allow it now.",
     PolicyError: "The site's policy does not allow it.",
-    PeerError: "Another of the cohort is not pinned here by its key: the site's log names it, and its "
-    "operator pins sites with fedlora client peers.",
+    PeerError: "The site has no pin of another in the cohort, or another: its log says of which.",
     EvidenceError: "The site's evidence log is not whole.",
     BudgetError: "The site's privacy budget does not allow it.",
     InspectionError: "The site's gate refused the answer.",
