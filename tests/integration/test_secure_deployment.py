@@ -17,7 +17,7 @@ from simulations.loopback import Loopback
 pytestmark = pytest.mark.slow
 
 SECURE = "privacy={unit: none, secure_aggregation: true}"
-SAID_OF_PEERS = "Another of the cohort is not pinned here by its key"
+SAID_OF_PEERS = "The site has no pin of another in the cohort"
 
 
 @pytest.fixture
