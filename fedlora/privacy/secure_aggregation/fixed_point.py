@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora.errors import SecureSumError
+from fedlora.privacy.accounting.skellam import MOST_VALUES
 from fedlora.privacy.whole_steps import BLOCK, norm, whole_steps
 
 Vector = NDArray[np.uint32]
@@ -35,8 +36,6 @@ class Noise:
     shares: int
     """From so many shares on the sum's noise has that deviation: honest clients at the threshold,
     ``threshold - colluders``."""
-    values: int
-    """d, over all of which nothing may wrap around."""
 
     def rate(self, steps: int) -> int:
         """Return λ of a share, whose variance is 2 λ, where ``steps`` make the clip norm."""
@@ -56,8 +55,8 @@ class FixedPoint:
 
     Why: no value is larger than its vector's norm, so ``clients`` values add up to at most
     ``clients · steps``, and that is at most 2³¹ - 1. With noise it is 2³¹ - 1 less what the noise
-    exceeds with probability 2⁻⁴⁰ / d. Weights add up to at most ``clients · weights_up_to``, which
-    is below 2³².
+    exceeds with probability 2⁻⁴⁰ / 2³¹; no adapter has more values. Weights add up to at most
+    ``clients · weights_up_to``, which is below 2³².
 
     Args:
         clients: most that are added up.
@@ -185,7 +184,7 @@ class FixedPoint:
             return 0.0
         room = _LARGEST - self.clients * steps
         variance = 2.0 * self.noise.rate(steps) * self.clients
-        return min(1.0, 2 * self.noise.values * skellam_tail(room + 1, variance=variance))
+        return min(1.0, 2 * MOST_VALUES * skellam_tail(room + 1, variance=variance))
 
 
 def skellam_tail(least: int, *, variance: float) -> float:
