@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fedlora.errors import SecureSumError
 from fedlora.privacy.accounting.skellam import MOST_VALUES
+from fedlora.privacy.secure_aggregation.poisson import RandomBits
+from fedlora.privacy.secure_aggregation.skellam import add_skellam
 from fedlora.privacy.whole_steps import BLOCK, norm, whole_steps
 
 Vector = NDArray[np.uint32]
@@ -106,12 +108,13 @@ class FixedPoint:
         """Most that a round has to wrap around at any value; 0 without noise."""
         return self._wrap_probability(self.steps)
 
-    def encode(self, values: Tensor, *, weight: int) -> Vector:
-        """Return an update, clipped and weighted, as a vector of the ring.
+    def encode(self, values: Tensor, *, weight: int, bits: RandomBits | None = None) -> Vector:
+        """Return an update, clipped and weighted, with its share of the noise if there is one.
 
         Args:
             values: ``(d,)`` float32; they are left as they are.
             weight: from 1 to ``weights_up_to``.
+            bits: what noise is drawn from; none: a key stream with a fresh key of the system's.
 
         Returns:
             ``(d + 1,)``; the last is the weight.
@@ -137,6 +140,8 @@ class FixedPoint:
             into.copy_(part)
         encoded = vector.numpy().view(np.uint32)
         encoded[-1] = weight
+        if self.noise is not None:
+            add_skellam(encoded[:-1], rate=self.noise.rate(self.steps), bits=bits)
         return encoded
 
     def decode(self, total: Vector) -> tuple[Tensor, int]:

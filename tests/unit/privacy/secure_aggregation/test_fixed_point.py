@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedlora.errors import SecureSumError
+from fedlora.privacy.mechanism import KeyStream
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint, Noise, skellam_tail
 
 SIZE = 2 * 2**16 + 5
@@ -161,3 +162,14 @@ def test_noise_that_leaves_no_room_is_refused():
     """There is no step with which it fits."""
     with pytest.raises(SecureSumError, match="32 bits"):
         FixedPoint(clients=3, clip_norm=CLIP, noise=Noise(deviation=1e9, shares=2))
+
+
+def test_the_shares_of_the_noise_add_up_to_what_was_asked():
+    """From the threshold on: of four shares, the mean of four clients has the deviation wanted."""
+    fixed = FixedPoint(clients=4, clip_norm=CLIP, noise=Noise(deviation=3.0, shares=4))
+    values = update(1, length=CLIP / 2)
+    streams = [KeyStream.reproducible(f"{client}") for client in range(4)]
+    total = total_of([fixed.encode(values, weight=1, bits=s.bits) for s in streams])
+    noise = fixed.decode(total)[0].double() - values.double()
+    assert float(noise.std()) == pytest.approx(3.0 * CLIP / 4, rel=5 / (2 * SIZE) ** 0.5)
+    assert abs(float(noise.mean())) < 4 * 3.0 * CLIP / 4 / SIZE**0.5
