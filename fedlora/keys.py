@@ -74,14 +74,37 @@ class Keys(TrackerKeys, TrainingKeys, ObjectiveKeys, DataKeys, LoraKeys, BaseKey
         """Probability with which a site takes part in a round."""
         return self.cohort_size / len(self.site_names)
 
+    @property
+    def threshold(self) -> int:
+        """Clients that open a secure sum together: t."""
+        return self.privacy.threshold_of(self.cohort_size)
+
+    @property
+    def colluders(self) -> int:
+        """Clients of a cohort that may collude with the aggregator of a secure sum: |C|."""
+        return self.privacy.colluders_of(self.cohort_size)
+
+    @property
+    def dropout_rate(self) -> float:
+        """Share of a cohort of more than 100 that may drop out of a secure sum."""
+        return 0.05 if self.privacy.dropout_rate is None else self.privacy.dropout_rate
+
+    @property
+    def secure_clip_norm(self) -> float:
+        """Largest L2 norm of an update in a secure sum, by which its fixed point is scaled."""
+        return self.privacy.clip_norm or 100
+
     def quorum_of(self, drawn: int) -> int:
         """Return how many good updates a round needs, of the ``drawn`` clients of its cohort.
 
-        ``multi-krum`` promises nothing below its own number; a Poisson cohort may be empty.
+        ``multi-krum`` promises nothing below its own number, and fewer than the threshold open no
+        secure sum; a Poisson cohort may be empty.
         """
         if self.federation.cohort_sampling == "poisson":
             return drawn // 2 + 1 if drawn else 0
         quorum = self.federation.quorum or self.cohort_size // 2 + 1
+        if self.privacy.secure_aggregation:
+            return max(quorum, self.threshold)
         return max(quorum, 2 * self.attackers + 3 if self.federation.robust == "multi-krum" else 1)
 
     @property

@@ -13,13 +13,7 @@ from pydantic import ValidationError, model_validator
 from fedlora.document import Document, write_yaml
 from fedlora.errors import RecipeError
 from fedlora.keys import Keys
-from fedlora.sections import require_no_mixture
-
-_PRIVATE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
-    "example": {"method": "freeze-a"},
-    "client": {"method": "freeze-a", "weighting": "uniform"},
-}
-"""Other defaults of the federation, by the privacy unit."""
+from fedlora.sections import require_no_mixture, require_secure_sum
 
 
 class Recipe(Keys):
@@ -28,14 +22,19 @@ class Recipe(Keys):
     @model_validator(mode="before")
     @classmethod
     def _private_runs_have_defaults(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was written
-        """Take the method that suits noise best, unless one is named, and weights that may be."""
-        if not isinstance(values, Mapping):
+        """Take what suits privacy best where nothing else is said."""
+        privacy = values.get("privacy") if isinstance(values, Mapping) else None
+        if not isinstance(privacy, Mapping):
             return values
-        privacy, federation = values.get("privacy"), values.get("federation") or {}
-        if not (isinstance(privacy, Mapping) and isinstance(federation, Mapping)):
-            return values
-        defaults = _PRIVATE_DEFAULTS.get(str(privacy.get("unit")), {})
-        return {**values, "federation": {**defaults, **federation}} if defaults else values
+        sections = {name: values.get(name) or {} for name in ("federation", "wire")}
+        return {
+            **values,
+            **{
+                name: {**keys, **sections[name]}
+                for name, keys in _defaults(privacy).items()
+                if keys and isinstance(sections[name], Mapping)
+            },
+        }
 
     @model_validator(mode="after")
     def _sites_are_consistent(self) -> Self:
@@ -171,6 +170,14 @@ class Recipe(Keys):
             records={site: self.records_of(site) for site in self.site_names},
             batch_size=self.batch_size,
         )
+        if self.privacy.secure_aggregation:
+            require_secure_sum(
+                self.privacy,
+                self.federation,
+                wire=self.wire,
+                simulation=self.simulation,
+                cohort=self.cohort_size,
+            )
         self.publish.require_fit(self.federation)
         return self
 
@@ -202,6 +209,19 @@ class Recipe(Keys):
             return cls.model_validate(document.values)
         except ValidationError as error:
             raise RecipeError(document.explain(error, model=cls)) from None
+
+
+def _defaults(privacy: Mapping[str, Any]) -> Mapping[str, Mapping[str, str | int]]:
+    """Return by section which keys have another default under such privacy."""
+    unit, secure = privacy.get("unit"), privacy.get("secure_aggregation") is True
+    federation: dict[str, str | int] = {}
+    if secure or unit in ("example", "client"):
+        federation["method"] = "freeze-a"
+    if unit == "client":
+        federation["weighting"] = "uniform"
+    if secure and privacy.get("evaluation_noise") is None:
+        federation["evaluate_every"] = 0
+    return {"federation": federation, "wire": {"codec": "fp32"} if secure else {}}
 
 
 def read_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:

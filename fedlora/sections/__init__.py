@@ -16,9 +16,10 @@ from fedlora.sections.datasets import (
 from fedlora.sections.federation import Federation
 from fedlora.sections.lora import LoraKeys, Quantization
 from fedlora.sections.objective import LossUnit, ObjectiveKeys
-from fedlora.sections.privacy import Privacy, PrivacyUnit, most_delta
+from fedlora.sections.privacy import Privacy, PrivacyUnit, ThreatModel, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
+from fedlora.sections.secure_sum import LARGEST_COMPLETE, require_secure_sum
 from fedlora.sections.simulation import Simulation
 from fedlora.sections.trackers import TrackerKeys, TrackerName, Trackers
 from fedlora.sections.training import OptimizerName, TrainingKeys
@@ -27,6 +28,7 @@ from fedlora.sections.wire import Codec, Wire
 __all__ = [
     "AT_SITE",
     "EMBEDDED",
+    "LARGEST_COMPLETE",
     "NAME",
     "STANDARD_LIBRARY",
     "BaseKeys",
@@ -51,6 +53,7 @@ __all__ = [
     "Simulation",
     "Source",
     "Strings",
+    "ThreatModel",
     "TrackerKeys",
     "TrackerName",
     "Trackers",
@@ -60,4 +63,5 @@ __all__ = [
     "most_delta",
     "require_mixture",
     "require_no_mixture",
+    "require_secure_sum",
 ]

@@ -40,6 +40,9 @@ class Federation(Section):
     """Updates that a round needs; by default more than half of the cohort."""
     round_timeout: Annotated[float, Field(gt=0)] = 3600
     """Seconds after which a round goes on without the clients that have not answered."""
+    stage_timeout: Annotated[float, Field(gt=0)] = 300
+    """Seconds to wait in each stage of a secure sum, after which those that are silent count as
+    dropped out."""
     node_timeout: Annotated[float, Field(gt=0)] = 600
     """Seconds to wait for enough clients to be connected."""
     max_update_norm: Annotated[float, Field(gt=0)] = 10

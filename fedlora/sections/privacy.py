@@ -9,6 +9,7 @@ from fedlora.sections.federation import Federation
 from fedlora.sections.section import Count, Section
 
 PrivacyUnit = Literal["none", "example", "client"]
+ThreatModel = Literal["malicious-aggregator", "honest-but-curious"]
 
 
 def most_delta(records: int) -> float:
@@ -35,7 +36,20 @@ class Privacy(Section):
     evaluation_noise: Annotated[float, Field(gt=0)] | None = None
     """Noise multiplier of each evaluation; without it nothing is evaluated."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of a client's update (unit ``client``)."""
+    """Largest norm of a client's update (unit ``client``, or with ``secure_aggregation``, where
+    it is 100 by default)."""
+    secure_aggregation: bool = False
+    """Show the aggregator the sum of a round's updates, and no single one."""
+    threat_model: ThreatModel | None = None
+    """Whether the aggregator may lie; with ``secure_aggregation`` by default it may."""
+    colluders: Annotated[int, Field(ge=0)] | None = None
+    """Clients of a cohort that may tell the aggregator all that they know; by default as many as
+    the threshold stands, but fewer than a third."""
+    threshold: Count | None = None
+    """Clients that open a round's sum together, without which there is none; by default more than
+    two thirds of a cohort."""
+    dropout_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of a cohort of more than 100 that may drop out in a round; by default 0.05."""
 
     @model_validator(mode="after")
     def _keys_are_of_the_unit(self) -> Self:
@@ -43,9 +57,36 @@ class Privacy(Section):
         given = {key for key in type(self).model_fields if getattr(self, key) is not None}
         for key in sorted(needed - given):
             raise ValueError(f"unit: {self.unit} needs {key}")
-        for key in sorted(given - needed - allowed - {"unit"}):
+        if self.secure_aggregation:
+            allowed |= _SECURE_KEYS | {"clip_norm"}
+        for key in sorted(given & _SECURE_KEYS - allowed):
+            raise ValueError(f"{key} has no effect without secure_aggregation: true: remove it")
+        for key in sorted(given - needed - allowed - {"unit", "secure_aggregation"}):
             raise ValueError(f"{key} has no effect with unit: {self.unit}: remove it")
         return self
+
+    @model_validator(mode="after")
+    def _sums_have_a_threat_model(self) -> Self:
+        if self.secure_aggregation and self.threat_model is None:
+            object.__setattr__(self, "threat_model", "malicious-aggregator")
+        return self
+
+    def threshold_of(self, cohort: int) -> int:
+        """Return how many of a cohort's clients open its sum together: t."""
+        return self.threshold or 2 * cohort // 3 + 1
+
+    def colluders_of(self, cohort: int) -> int:
+        """Return how many of a cohort's clients may collude with the aggregator: |C|.
+
+        By default ⌈n/3⌉ - 1 as with the default threshold, which stands so many even if the
+        aggregator lies; with another threshold at most as many as it stands.
+        """
+        if self.colluders is not None:
+            return self.colluders
+        threshold = self.threshold_of(cohort)
+        malicious = self.threat_model == "malicious-aggregator"
+        stands = 2 * threshold - cohort - 1 if malicious else threshold - 1
+        return max(0, min((cohort - 1) // 3, stands))
 
     def require_fit(
         self, federation: Federation, *, records: Mapping[str, int | None], batch_size: int
@@ -129,6 +170,8 @@ class Privacy(Section):
             )
 
 
+_SECURE_KEYS = frozenset({"threat_model", "colluders", "threshold", "dropout_rate"})
+"""The keys that say something of ``secure_aggregation`` alone."""
 _PRIVACY_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "none": (frozenset(), frozenset()),
     "example": (
