@@ -148,8 +148,8 @@ def against(recipe: Recipe) -> str:
     return (
         f"ε {recipe.privacy.epsilon:g} is against the aggregator{with_help}. Against it and "
         "readers, without the help of a client, it is "
-        f"{epsilon_against(recipe, knowing=0):.2g}, and against one client, which knows its own "
-        f"share, {epsilon_against(recipe, knowing=1):.2g}."
+        f"{epsilon_against(recipe, knowing=0):.3g}, and against one client, which knows its own "
+        f"share, {epsilon_against(recipe, knowing=1):.3g}."
     )
 
 
@@ -181,7 +181,7 @@ def _exact(recipe: Recipe) -> str:
     return (
         f"The noise is made of whole numbers, {fixed.steps:,} of which make the norm, by an exact "
         "sampler. That a round's sum wraps around, which would spoil the adapter and tell nothing "
-        f"more, has a probability of at most {fixed.wrap_probability:.1g}."
+        f"more, has a probability of at most {fixed.wrap_probability:.2g}."
     )
 
 

@@ -137,4 +137,4 @@ def test_the_statement_names_each_epsilon():
     recipe = recipe_of("privacy.colluders=0")
     said = " ".join(statement(recipe, []))
     assert "ε 4 is against the aggregator." in said
-    assert f"own share, {epsilon_against(recipe, knowing=1):.2g}." in said
+    assert f"own share, {epsilon_against(recipe, knowing=1):.3g}." in said
