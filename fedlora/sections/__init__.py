@@ -19,7 +19,7 @@ from fedlora.sections.objective import LossUnit, ObjectiveKeys
 from fedlora.sections.privacy import Privacy, PrivacyUnit, ThreatModel, most_delta
 from fedlora.sections.run import RunKeys
 from fedlora.sections.section import NAME, Count, Digest, Name, Section, Strings
-from fedlora.sections.secure_sum import LARGEST_COMPLETE, require_secure_sum
+from fedlora.sections.secure_sum import FEWEST, LARGEST_COMPLETE, require_secure_sum
 from fedlora.sections.simulation import Simulation
 from fedlora.sections.trackers import TrackerKeys, TrackerName, Trackers
 from fedlora.sections.training import OptimizerName, TrainingKeys
@@ -28,6 +28,7 @@ from fedlora.sections.wire import Codec, Wire
 __all__ = [
     "AT_SITE",
     "EMBEDDED",
+    "FEWEST",
     "LARGEST_COMPLETE",
     "NAME",
     "STANDARD_LIBRARY",

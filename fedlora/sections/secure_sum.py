@@ -5,8 +5,9 @@ aggregator all that they know.
 
 References:
     Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving machine learning",
-    ACM CCS, sections 5 and 6: t > |C|, and 2t > n + |C| where the aggregator itself may lie.
-    Bell et al. 2020, arXiv:2005.08223, for more than 100 clients.
+    ACM CCS, section 6: t > |C|, and 2t > n + |C| where the aggregator itself may lie. Bell et al.
+    2020, "Secure single-server aggregation with (poly)logarithmic overhead", ACM CCS, for more
+    than 100 clients.
 """
 
 from fedlora.sections.federation import Federation
@@ -118,6 +119,11 @@ def _require_threshold(privacy: Privacy, *, cohort: int) -> None:
             f"privacy.colluders is {colluders}, but a cohort has {cohort}, of which some must be "
             "honest: lower it"
         )
+    if threshold < FEWEST:
+        raise ValueError(
+            f"privacy.threshold is {threshold}, but of two clients whose sum is opened each knows "
+            f"the other's update from it: take {FEWEST} or more"
+        )
     if threshold <= colluders:
         raise ValueError(
             f"privacy.threshold is {threshold}, so that {colluders} colluders could open any "
@@ -126,14 +132,11 @@ def _require_threshold(privacy: Privacy, *, cohort: int) -> None:
         )
     least = (cohort + colluders) // 2 + 1
     if privacy.threat_model == "malicious-aggregator" and threshold < least:
+        helped = f" with {colluders} colluders" if colluders else ""
+        fewer = ", fewer colluders," if colluders else ""
         raise ValueError(
-            f"privacy.threshold is {threshold}, with which an aggregator that tells some of "
-            f"{cohort} clients that a client dropped out, and others that it did not, would open "
-            f"its update with the help of {colluders} colluders: {_least(least, cohort)}or fewer "
-            "colluders, or threat_model: honest-but-curious"
+            f"privacy.threshold is {threshold}, so that an aggregator that tells some of {cohort} "
+            "clients that one of them dropped out, and the others that it did not, could open its "
+            f"update{helped}: take a threshold of {least} or more{fewer} or "
+            "threat_model: honest-but-curious"
         )
-
-
-def _least(threshold: int, cohort: int) -> str:
-    """Return the advice to raise the threshold, unless no cohort could reach it."""
-    return f"take a threshold of {threshold} or more, " if threshold <= cohort else "take "

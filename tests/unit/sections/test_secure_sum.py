@@ -49,8 +49,7 @@ def test_the_default_threshold_stands_fewer_than_a_third_in_every_cohort():
     [
         ("threshold: 5", 1),
         ("threshold: 8", 2),
-        ("threshold: 2, threat_model: honest-but-curious", 1),
-        ("threshold: 1, threat_model: honest-but-curious", 0),
+        ("threshold: 3, threat_model: honest-but-curious", 2),
         ("threshold: 6, threat_model: honest-but-curious", 2),
     ],
 )
@@ -112,8 +111,7 @@ def test_an_aggregator_that_lies_is_withstood_up_to_the_bound(sites, holds, brok
 @pytest.mark.parametrize(
     ("holds", "broken", "says"),
     [
-        ("threshold: 3, colluders: 2", "threshold: 2, colluders: 2", "threshold of 3 or more"),
-        ("threshold: 1", "threshold: 0", "threshold"),
+        ("threshold: 4, colluders: 3", "threshold: 3, colluders: 3", "threshold of 4 or more"),
         ("threshold: 8, colluders: 7", "threshold: 8, colluders: 8", "some must be honest"),
     ],
 )
@@ -125,9 +123,12 @@ def test_colluders_alone_never_open_a_sum(holds, broken, says):
 
 
 def test_three_clients_are_the_fewest():
-    """Of two, each learns the other's update."""
+    """Of two, each learns the other's update: in a cohort, and where all others drop out."""
     assert read(3).threshold == 3
     assert "at least 3" in refusal(2)
+    curious = "colluders: 0, threat_model: honest-but-curious, threshold: "
+    assert read(8, privacy=f"{curious}3").threshold == 3
+    assert "take 3 or more" in refusal(8, privacy=f"{curious}2")
 
 
 def test_the_complete_graph_ends_at_a_hundred():
