@@ -9,7 +9,7 @@ from rich.table import Table
 from fedlora.recipe import Recipe
 from fedlora.runtime.charges import round_charge
 from fedlora.runtime.privacy_plan import Line
-from fedlora.runtime.privacy_statement import NEIGHBOURS
+from fedlora.runtime.privacy_statement import NEIGHBOURS, against
 
 _console = Console(highlight=False)
 _SIGNAL = (
@@ -75,6 +75,12 @@ def _print_clients(recipe: Recipe, lines: Sequence[Line]) -> None:
     table.add_row("∞", *(["∞"] if poisson else []), "0", "∞", "∞", "∞")
     _console.print(table)
     explained = _SIGNAL.format(over="sensitivity", step="round", ledger="the aggregator's ledger")
+    if recipe.privacy.secure_aggregation:
+        _print_paragraph(
+            f"\n{against(recipe)} Each site adds a share of the noise: noise is that of the fewest "
+            f"honest shares, the signal's that of all. {explained}"
+        )
+        return
     _print_paragraph(
         "\nε: against all who see the global adapters, even if they know who took part."
         f"{_READERS if poisson else ''} {explained}"

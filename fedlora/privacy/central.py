@@ -54,8 +54,8 @@ class ClientSum:
 
 
 def sensitivity(clip_norm: float, adjacency: Adjacency) -> float:
-    """Return the most that a ``ClientSum`` differs by between neighbours, in L2."""
-    return clip_norm if adjacency == "add-remove" else 2 * clip_norm
+    """Return the most that a sum of clipped updates differs by between neighbours, in L2."""
+    return 2 * clip_norm if adjacency == "replace-one" else clip_norm
 
 
 def noised_mean(

@@ -64,16 +64,22 @@ class KeyStream:
         """
         if rate >= 1:
             return list(range(count))
-        drawn = self._bits(count) < np.uint64(rate * 2.0**64)
+        drawn = self.bits(count) < np.uint64(rate * 2.0**64)
         return np.flatnonzero(drawn).tolist()
+
+    def bits(self, count: int) -> NDArray[np.uint64]:
+        """Return ``(count,)`` uniform 64-bit numbers."""
+        if os.getpid() != self._process:
+            self._stream, self._process = _stream(os.urandom(_KEY_BYTES)), os.getpid()
+        return np.frombuffer(self._stream.update(bytes(8 * count)), np.uint64)
 
     def secret(self) -> str:
         """Return a seed of 256 bits for other generators, such as that of dropout."""
-        return self._bits(4).tobytes().hex()
+        return self.bits(4).tobytes().hex()
 
     def _fill(self, values: Tensor) -> None:
         pairs = _DRAWS // 2
-        bits = self._bits(2 * pairs * len(values)).reshape(2, pairs, len(values))
+        bits = self.bits(2 * pairs * len(values)).reshape(2, pairs, len(values))
         above_zero = (bits >> np.uint64(64 - _FRACTION_BITS)) + np.uint64(1)
         uniform = torch.from_numpy(above_zero.astype(np.float64)).mul_(2.0**-_FRACTION_BITS)
         radius = uniform[0].log_().mul_(-2).sqrt_()
@@ -81,12 +87,6 @@ class KeyStream:
         torch.sum(angle.cos().mul_(radius), dim=0, out=values)
         # Flipped, so that no value is made of both draws of one pair.
         values.add_(angle.sin_().mul_(radius).sum(dim=0).flip(0)).div_(_DRAWS**0.5)
-
-    def _bits(self, count: int) -> NDArray[np.uint64]:
-        """Return ``(count,)`` uniform 64-bit numbers."""
-        if os.getpid() != self._process:
-            self._stream, self._process = _stream(os.urandom(_KEY_BYTES)), os.getpid()
-        return np.frombuffer(self._stream.update(bytes(8 * count)), np.uint64)
 
 
 def _stream(key: bytes) -> CipherContext:

@@ -125,7 +125,7 @@ class Privacy(Section):
     epsilon: Annotated[float, Field(gt=0)] | None = None
     """Absent where nothing is promised: without privacy, or with reproducible noise."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    adjacency: Literal["add-remove", "replace-one"] | None = None
+    adjacency: Literal["add-remove", "replace-one", "zero-out"] | None = None
     accountant: str | None = None
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of what one unit adds."""

@@ -10,7 +10,12 @@ from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.central import sensitivity
 from fedlora.privacy.charge import Charge
 from fedlora.recipe import Recipe
-from fedlora.runtime.charges import readers_epsilon, round_charge, run_charges
+from fedlora.runtime.charges import (
+    readers_epsilon,
+    round_charge,
+    run_charges,
+    secure_noise,
+)
 from fedlora.training.base_model import describe
 
 EPSILONS = (1.0, 3.0, 8.0)
@@ -34,7 +39,8 @@ class Line:
     readers_epsilon: float
     """Against those who see releases and do not know who took part, if all who are drawn answer."""
     noise_multiplier: float
-    """Over the sensitivity; infinite where no noise is enough."""
+    """Over the sensitivity; infinite where no noise is enough. With secure aggregation it is that
+    of the fewest honest shares, and the signal is over the noise of all."""
     step_signal: float
     """Norm of a step's, or round's, clipped sum over that of its noise, at best."""
     run_signal: float
@@ -125,6 +131,8 @@ def _line(recipe: Recipe, sites: Sequence[str], *, epsilon: float, parameters: i
     else:
         noise = charges[0].noise_multiplier
         over_clip = noise * sensitivity(1.0, charges[0].adjacency)
+        if recipe.privacy.secure_aggregation and (shared := secure_noise(recipe)):
+            over_clip *= math.sqrt(recipe.cohort_size / shared.shares)  # if none drops out
         readers = readers_epsilon(recipe)
         counted = RenyiFilter(epsilon=epsilon, delta=privacy.delta or 0)
         account = counted.epsilon_of(charges)

@@ -3,21 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedlora.privacy.charge import Adjacency
+from fedlora.privacy.charge import Adjacency, Mechanism
+from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
 from fedlora.recipe import Recipe
 from fedlora.runtime.aggregator.cohort import all_folded
 from fedlora.runtime.charges import (
     LARGEST_LOSS,
+    epsilon_against,
     readers_epsilon,
     round_charge,
+    secure_noise,
     training_charge,
 )
 
 NEIGHBOURS: Mapping[Adjacency, str] = {
     "add-remove": "one client more or less",
     "replace-one": "one client in another's place",
+    "zero-out": "one client's updates, or zeros in their place",
 }
 """What may differ between sets of clients that a private run hides the difference of."""
+ACCOUNTANTS: Mapping[Mechanism, str] = {
+    "gaussian": "PRV (Gopi et al. 2021)",
+    "skellam": "RDP (Agarwal et al. 2021)",
+}
+"""What ε is computed by."""
 
 _NO_PRIVACY = "No differential privacy was applied; updates can reveal training data."
 _UNBOUNDED = (
@@ -84,6 +93,9 @@ def statement(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Sequence[
     void = [_VOID] if recipe.simulation.reproducible_noise else []
     if privacy.unit == "example":
         return [*void, headline, _of_examples(recipe), *begun, _RECORDS_NOT_HIDDEN, _FLOATS]
+    if privacy.secure_aggregation:
+        shared, exact = _of_secure_sums(recipe), _exact(recipe)
+        return [*void, headline, *shared, *begun, _CLIENTS_NOT_HIDDEN, exact]
     promises = _of_clients(recipe), _of_readers(recipe, records)
     return [*void, headline, *promises, *begun, _CLIENTS_NOT_HIDDEN, _FLOATS]
 
@@ -96,7 +108,7 @@ def _of_examples(recipe: Recipe) -> str:
         "site's own trainer and gate are trusted. Neighbours are data sets with one training "
         "record more or less. Each step draws every record on its own (Poisson sampling), clips "
         f"its gradient to a norm of {recipe.max_grad_norm:g} and adds normal noise of "
-        f"{' to '.join(ends)} times that. Accountant: PRV (Gopi et al. 2021)."
+        f"{' to '.join(ends)} times that. Accountant: {ACCOUNTANTS['gaussian']}."
     )
     if recipe.privacy.clip_quantile is not None:
         promise += (
@@ -121,7 +133,55 @@ def _of_clients(recipe: Recipe) -> str:
         "itself is trusted: it sees each update, clips it to a norm of "
         f"{recipe.privacy.clip_norm:g} and adds normal noise of {charge.noise_multiplier:.3g} "
         f"times {charge.sensitivity:g} to their sum. Neighbours are sets of clients with "
-        f"{NEIGHBOURS[charge.adjacency]}. Accountant: PRV (Gopi et al. 2021)."
+        f"{NEIGHBOURS[charge.adjacency]}. Accountant: {ACCOUNTANTS[charge.mechanism]}."
+    )
+
+
+def against(recipe: Recipe) -> str:
+    """Return what ε is against those who know more or fewer shares of a secure sum's noise.
+
+    Raises:
+        BudgetError: no noise is enough.
+    """
+    colluders = recipe.colluders
+    with_help = f" and up to {colluders} clients that tell it all they know" if colluders else ""
+    return (
+        f"ε {recipe.privacy.epsilon:g} is against the aggregator{with_help}. Against it and "
+        "readers, without the help of a client, it is "
+        f"{epsilon_against(recipe, knowing=0):.3g}, and against one client, which knows its own "
+        f"share, {epsilon_against(recipe, knowing=1):.3g}."
+    )
+
+
+def _of_secure_sums(recipe: Recipe) -> Sequence[str]:
+    charge, noise = round_charge(recipe), secure_noise(recipe)
+    lies = {
+        "malicious-aggregator": "even if it does not keep to the protocol",
+        "honest-but-curious": "as long as it keeps to the protocol",
+    }
+    promise = (
+        "It holds for all data of one client together, and no aggregator is trusted with it: each "
+        f"site clips its update to a norm of {recipe.privacy.clip_norm:g}, adds a share of Skellam "
+        "noise and masks it; the aggregator sees the sum. The site's own trainer and gate are "
+        f"trusted. Any {noise.shares if noise else 0} shares that an adversary does not know make "
+        f"noise of {charge.noise_multiplier:.3g} times the norm. Neighbours are "
+        f"{NEIGHBOURS[charge.adjacency]}; who takes part is not hidden. Accountant: "
+        f"{ACCOUNTANTS[charge.mechanism]}."
+    )
+    held = lies[recipe.privacy.threat_model or "honest-but-curious"]
+    return promise, f"{against(recipe)} It holds {held}."
+
+
+def _exact(recipe: Recipe) -> str:
+    fixed = FixedPoint(
+        clients=recipe.cohort_size,
+        clip_norm=recipe.privacy.clip_norm or 0,
+        noise=secure_noise(recipe),
+    )
+    return (
+        f"The noise is made of whole numbers, {fixed.steps:,} of which make the norm, by an exact "
+        "sampler. That a round's sum wraps around, which would spoil the adapter and tell nothing "
+        f"more, has a probability of at most {fixed.wrap_probability:.2g}."
     )
 
 

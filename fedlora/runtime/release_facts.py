@@ -30,12 +30,11 @@ from fedlora.release.manifest import (
 )
 from fedlora.runtime.charges import round_charge, training_charge
 from fedlora.runtime.comparison import losses_of
-from fedlora.runtime.privacy_statement import statement
+from fedlora.runtime.privacy_statement import ACCOUNTANTS, statement
 from fedlora.runtime.run_folder import RunFolder
 from fedlora.training.evaluation import Evaluation as Measured
 
 _KEY_BYTES, _PSEUDONYM_DIGITS, _LOSS_DIGITS = 32, 12, 6
-_ACCOUNTANT = "PRV (Gopi et al. 2021)"
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,6 @@ class Facts:
             unit=recipe.privacy.unit,
             epsilon=recipe.privacy.epsilon,  # each site's noise is made for it: the largest, too
             delta=recipe.privacy.delta,
-            accountant=_ACCOUNTANT,
             statement=said,
             **mechanism(recipe),
         )
@@ -222,6 +220,7 @@ def _of_examples(recipe: Recipe) -> Mapping[str, Any]:
     charges = [training_charge(recipe, site, steps=1) for site in recipe.site_names]
     return {
         "adjacency": charges[0].adjacency,
+        "accountant": ACCOUNTANTS[charges[0].mechanism],
         "clip": recipe.max_grad_norm,
         "noise_multiplier": min(charge.noise_multiplier for charge in charges),
         "sampling": "poisson",
@@ -233,6 +232,7 @@ def _of_clients(recipe: Recipe) -> Mapping[str, Any]:
     chosen = recipe.federation.cohort_sampling if recipe.participation_rate < 1 else "all"
     return {
         "adjacency": charge.adjacency,
+        "accountant": ACCOUNTANTS[charge.mechanism],
         "clip": clip,
         "noise_multiplier": charge.noise_multiplier * charge.sensitivity / clip,
         "sampling": chosen,

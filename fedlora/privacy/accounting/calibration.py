@@ -1,12 +1,12 @@
 """What charges cost, and how much noise a budget asks for, when all is fixed beforehand."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from fedlora.errors import BudgetError
 from fedlora.privacy.accounting import privacy_loss
-from fedlora.privacy.accounting.renyi import Gaussian, gaussians
+from fedlora.privacy.accounting.renyi import Gaussian, Mechanism, mechanisms
 from fedlora.privacy.charge import Charge
 
 LARGEST_EPSILON = 50.0
@@ -22,8 +22,8 @@ def epsilon(charges: Sequence[Charge], *, delta: float) -> float:
 
     Guarantees:
         - An upper bound, whichever of two neighbours has the unit.
-        - Close, as ``privacy_loss.composed`` says; above ``LARGEST_EPSILON`` it is what Rényi
-          divergences prove, which is more.
+        - Close, as ``privacy_loss.composed`` says; above ``LARGEST_EPSILON``, and with Skellam
+          noise, it is what Rényi divergences prove, which is more.
         - 0 without a charge; the same for any order of the charges.
 
     For charges that are chosen in the light of others there is ``RenyiFilter``.
@@ -33,12 +33,12 @@ def epsilon(charges: Sequence[Charge], *, delta: float) -> float:
         delta: between 0 and 1.
 
     Raises:
-        BudgetError: the charges do not add up to one promise, as ``gaussians`` says.
+        BudgetError: the charges do not add up to one promise, as ``mechanisms`` says.
 
     References:
         As ``privacy_loss.composed``, behind a bound by Rényi divergences.
     """
-    return _epsilon(gaussians(charges), delta)
+    return _epsilon(mechanisms(charges), delta)
 
 
 def noise_multiplier(
@@ -66,19 +66,48 @@ def noise_multiplier(
         BudgetError: a number is out of its range, ``beside`` alone costs more than ε, or a noise
             multiplier above 8192 would be needed.
     """
-    ranges = {
-        "epsilon": (0 < epsilon <= LARGEST_EPSILON, epsilon, f"at most {LARGEST_EPSILON:g}"),
-        "delta": (0 < delta <= _LARGEST_DELTA, delta, f"at most {_LARGEST_DELTA:g}"),
-        "sampling_rate": (0 < sampling_rate <= 1, sampling_rate, "at most 1"),
-        "steps": (steps >= 1, steps, "a whole number"),
-    }
-    for name, (sound, value, most) in ranges.items():
-        if not sound:
-            raise BudgetError(
-                f"To calibrate noise, {name} must be above 0 and {most}; it is {value:g}."
-            )
+    _require_ranges(epsilon=epsilon, delta=delta, sampling_rate=sampling_rate, steps=steps)
     wanted = Gaussian(math.inf, sampling_rate, steps)
-    return _noise_multiplier(wanted, budget=epsilon, delta=delta, beside=gaussians(beside))
+    return _noise_multiplier(wanted, budget=epsilon, delta=delta, beside=mechanisms(beside))
+
+
+def least_charge(charge_of: Callable[[float], Charge], *, epsilon: float, delta: float) -> Charge:
+    """Return the charge of the least noise that costs at most (ε, δ), of those a function makes.
+
+    For mechanisms whose other facts change with their noise, such as the granularity of Skellam's.
+
+    Guarantees:
+        - ``epsilon()`` of the charge returned is at most ε.
+        - A noise multiplier 0.1 % smaller costs more than ε.
+
+    Args:
+        charge_of: makes the charge of a noise multiplier.
+        epsilon: above 0, at most ``LARGEST_EPSILON``.
+        delta: above 0, at most 0.01.
+
+    Raises:
+        BudgetError: a number is out of its range, or a noise multiplier above 8192 is needed.
+    """
+    _require_ranges(epsilon=epsilon, delta=delta)
+
+    def fits(noise: float) -> bool:
+        return _epsilon(mechanisms([charge_of(noise)]), delta) <= epsilon
+
+    high = 1.0
+    while not fits(high):
+        high *= 2
+        if high > _LARGEST_NOISE:
+            raise BudgetError(
+                f"ε {epsilon:g} at δ {delta:g} would take a noise multiplier above "
+                f"{_LARGEST_NOISE:g}. Raise ε, or take fewer steps."
+            )
+    low = high / 2
+    while fits(low):
+        low, high = low / 2, low
+    while high / low > _PRECISION:
+        guess = math.sqrt(low * high)
+        low, high = (low, guess) if fits(guess) else (guess, high)
+    return charge_of(high)
 
 
 def signal_to_noise(
@@ -102,21 +131,38 @@ def signal_to_noise(
     return expected_batch / noise_multiplier * math.sqrt(steps / parameters)
 
 
+def _require_ranges(
+    *, epsilon: float, delta: float, sampling_rate: float = 1.0, steps: int = 1
+) -> None:
+    ranges = {
+        "epsilon": (0 < epsilon <= LARGEST_EPSILON, epsilon, f"at most {LARGEST_EPSILON:g}"),
+        "delta": (0 < delta <= _LARGEST_DELTA, delta, f"at most {_LARGEST_DELTA:g}"),
+        "sampling_rate": (0 < sampling_rate <= 1, sampling_rate, "at most 1"),
+        "steps": (steps >= 1, steps, "a whole number"),
+    }
+    for name, (sound, value, most) in ranges.items():
+        if not sound:
+            raise BudgetError(
+                f"To calibrate noise, {name} must be above 0 and {most}; it is {value:g}."
+            )
+
+
 @lru_cache(maxsize=1024)
-def _epsilon(mechanisms: tuple[Gaussian, ...], delta: float) -> float:
-    if not mechanisms:
+def _epsilon(composed: tuple[Mechanism, ...], delta: float) -> float:
+    if not composed:
         return 0.0
-    bound = privacy_loss.bound(mechanisms, delta=delta)
-    if not bound <= LARGEST_EPSILON:
+    bound = privacy_loss.bound(composed, delta=delta)
+    normal = tuple(mechanism for mechanism in composed if isinstance(mechanism, Gaussian))
+    if not bound <= LARGEST_EPSILON or normal != composed:
         return bound
-    return min(bound, privacy_loss.composed(mechanisms, delta=delta, about=bound))
+    return min(bound, privacy_loss.composed(normal, delta=delta, about=bound))
 
 
 @lru_cache(maxsize=256)
 def _noise_multiplier(
-    steps: Gaussian, *, budget: float, delta: float, beside: tuple[Gaussian, ...]
+    steps: Gaussian, *, budget: float, delta: float, beside: tuple[Mechanism, ...]
 ) -> float:
-    def of(noise: float) -> tuple[Gaussian, ...]:
+    def of(noise: float) -> tuple[Mechanism, ...]:
         return tuple(sorted((steps._replace(noise_multiplier=noise), *beside)))
 
     spent = _epsilon(beside, delta)

@@ -13,7 +13,7 @@ from opacus.accountants.analysis.prv import (  # type: ignore[import-untyped]  #
     discretize,
 )
 
-from fedlora.privacy.accounting.renyi import Gaussian, divergences, epsilons
+from fedlora.privacy.accounting.renyi import Gaussian, Mechanism, divergences, epsilons
 
 _ORDERS = (
     *range(2, 33),
@@ -38,7 +38,7 @@ _CELLS = 2**10, 2**21
 """Fewest and most cells of the grid; the most take about 0.3 GB."""
 
 
-def bound(mechanisms: tuple[Gaussian, ...], *, delta: float) -> float:
+def bound(mechanisms: tuple[Mechanism, ...], *, delta: float) -> float:
     """Return the ε at ``delta`` that Rényi divergences prove; it costs milliseconds."""
     least = epsilons(divergences(mechanisms, _ORDERS), _ORDERS, delta=delta).min()
     if least > _LOW_FROM:

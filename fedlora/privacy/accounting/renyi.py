@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from opacus.accountants.analysis.rdp import (  # type: ignore[import-untyped]  #
 )
 
 from fedlora.errors import BudgetError
+from fedlora.privacy.accounting import skellam
 from fedlora.privacy.charge import Charge
 
 Curve = NDArray[np.float64]
@@ -19,43 +20,66 @@ Curve = NDArray[np.float64]
 
 
 class Gaussian(NamedTuple):
-    """Steps of a Gaussian mechanism on a Poisson sample: what all accountants compose."""
+    """Steps of a Gaussian mechanism on a Poisson sample."""
 
     noise_multiplier: float
     sampling_rate: float
     steps: int
 
+    def divergence(self, orders: tuple[float, ...]) -> Curve:
+        """Return the Rényi divergence of one step at each order."""
+        return _of_one_step(self.noise_multiplier, self.sampling_rate, orders)
 
-def gaussians(charges: Iterable[Charge]) -> tuple[Gaussian, ...]:
+
+class Skellam(NamedTuple):
+    """Steps of Skellam noise on whole numbers, of which ``granularity`` make the sensitivity."""
+
+    noise_multiplier: float
+    granularity: int
+    steps: int
+
+    def divergence(self, orders: tuple[float, ...]) -> Curve:
+        """Return the Rényi divergence of one step at each order."""
+        return skellam.divergence(
+            self.noise_multiplier, granularity=self.granularity, orders=orders
+        )
+
+
+Mechanism: TypeAlias = Gaussian | Skellam
+"""What all accountants compose."""
+
+
+def mechanisms(charges: Iterable[Charge]) -> tuple[Mechanism, ...]:
     """Return the mechanisms of charges, sorted, equal ones as one, those without a step left out.
 
     Raises:
         BudgetError: charges of several units or adjacencies, whose ε say different things and do
             not add; a sampling rate below one of a sampler other than ``poisson``, or under
-            replace-one, for which the amplification known here does not hold.
+            replace-one, or with Skellam noise, for which no amplification known here holds.
     """
-    relations, steps = set(), Counter[tuple[float, float]]()
+    relations, steps = set(), Counter[Mechanism]()
     for charge in charges:
-        if charge.sampling_rate < 1 and (charge.sampler, charge.adjacency) != (
+        if charge.sampling_rate < 1 and (charge.sampler, charge.adjacency, charge.granularity) != (
             "poisson",
             "add-remove",
+            None,
         ):
             raise BudgetError(
-                "A sampling_rate below 1 needs the sampler poisson and the adjacency add-remove, "
-                f"but came with {charge.sampler} and {charge.adjacency}. Charge all units: "
-                "sampling_rate 1."
+                "A sampling_rate below 1 needs the sampler poisson, the adjacency add-remove and "
+                f"normal noise, but came with {charge.sampler} and {charge.adjacency} and "
+                f"{charge.mechanism} noise. Charge all units: sampling_rate 1."
             )
         relations.add(f"{charge.unit}, {charge.adjacency}")
-        steps[charge.noise_multiplier, charge.sampling_rate] += charge.steps
+        steps[_step(charge)] += charge.steps
     if len(relations) > 1:
         raise BudgetError(
             "One unit and one adjacency are expected of charges that are added up, but there are "
             f"{'; '.join(sorted(relations))}. Keep an account for each."
         )
-    return tuple(sorted(Gaussian(*pair, count) for pair, count in steps.items() if count))
+    return tuple(sorted(one._replace(steps=count) for one, count in steps.items() if count))
 
 
-def divergences(mechanisms: Iterable[Gaussian], orders: tuple[float, ...]) -> Curve:
+def divergences(mechanisms: Iterable[Mechanism], orders: tuple[float, ...]) -> Curve:
     """Return the Rényi divergence of the mechanisms' composition at each order.
 
     Guarantees:
@@ -66,11 +90,12 @@ def divergences(mechanisms: Iterable[Gaussian], orders: tuple[float, ...]) -> Cu
         orders: each above 1, at most 1024.
 
     References:
-        Mironov, Talwar and Zhang 2019, arXiv:1908.10530, sections 3.1 to 3.3.
+        Mironov, Talwar and Zhang 2019, arXiv:1908.10530, sections 3.1 to 3.3; of Skellam noise as
+        ``skellam.divergence``.
     """
     total = np.zeros(len(orders))
-    for noise_multiplier, sampling_rate, steps in mechanisms:
-        total += steps * _of_one_step(noise_multiplier, sampling_rate, orders)
+    for mechanism in mechanisms:
+        total += mechanism.steps * mechanism.divergence(orders)
     return total
 
 
@@ -88,6 +113,13 @@ def epsilons(divergence: Curve, orders: tuple[float, ...], *, delta: float) -> C
     alpha = np.array(orders, dtype=float)
     best: Curve = divergence + np.log1p(-1 / alpha) - (np.log(delta) + np.log(alpha)) / (alpha - 1)
     return best
+
+
+def _step(charge: Charge) -> Mechanism:
+    """Return one step of a charge."""
+    if charge.granularity is None:
+        return Gaussian(charge.noise_multiplier, charge.sampling_rate, 1)
+    return Skellam(charge.noise_multiplier, charge.granularity, 1)
 
 
 @lru_cache(maxsize=4096)

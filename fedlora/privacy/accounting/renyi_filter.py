@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedlora.privacy.accounting.renyi import divergences, epsilons, gaussians
+from fedlora.privacy.accounting.renyi import divergences, epsilons, mechanisms
 from fedlora.privacy.charge import Charge
 
 _ORDERS = tuple(1 + 2**k for k in range(8))
@@ -47,7 +47,7 @@ class RenyiFilter:
         """Whether these, drawn and to be drawn, are within the budget.
 
         Raises:
-            BudgetError: the charges do not add up to one promise, as ``renyi.gaussians`` says.
+            BudgetError: the charges do not add up to one promise, as ``renyi.mechanisms`` says.
         """
         return self.epsilon_of(charges) <= self._epsilon
 
@@ -63,10 +63,8 @@ class RenyiFilter:
         Raises:
             BudgetError: as ``allows``.
         """
-        mechanisms = gaussians(charges)
-        if not mechanisms:
+        drawn = mechanisms(charges)
+        if not drawn:
             return 0.0
-        of_each = epsilons(
-            divergences(mechanisms, _ORDERS), _ORDERS, delta=self._delta / len(_ORDERS)
-        )
+        of_each = epsilons(divergences(drawn, _ORDERS), _ORDERS, delta=self._delta / len(_ORDERS))
         return float(of_each.min().clip(min=0))

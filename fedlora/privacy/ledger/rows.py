@@ -76,10 +76,12 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 def text_of(row: Row) -> str:
     """Return canonical JSON: keys sorted, no spaces, ASCII, floats as Python's ``repr``.
 
+    A granularity that is none is left out: rows of normal noise never had one.
+
     Guarantees:
         - ``row_of`` gives the row back.
     """
-    facts = {"kind": _NAMES[type(row)], **asdict(row)}
+    facts = {"kind": _NAMES[type(row)], **asdict(row, dict_factory=_without_absent_granularity)}
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -108,6 +110,10 @@ def row_of(text: bytes, *, where: str) -> Row:
         ) from None
 
 
+def _without_absent_granularity(facts: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(fact for fact in facts if fact != ("granularity", None))
+
+
 def require_budget(account: str, *, epsilon: float | None, delta: float) -> None:
     """Do nothing if these are a budget.
 
@@ -134,6 +140,7 @@ def require_charge(charge: Charge) -> None:
         "noise_multiplier": 0 < charge.noise_multiplier < math.inf,
         "sampling_rate": 0 < charge.sampling_rate <= 1,
         "steps": charge.steps >= 1,
+        "granularity": charge.granularity is None or charge.granularity >= 1,
     }
     for name, holds in sound.items():
         if not holds:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora.errors import SecureSumError
+from fedlora.privacy.accounting.skellam import MOST_VALUES
+from fedlora.privacy.secure_aggregation.poisson import RandomBits
+from fedlora.privacy.secure_aggregation.skellam import add_skellam
 from fedlora.privacy.whole_steps import BLOCK, norm, whole_steps
 
 Vector = NDArray[np.uint32]
@@ -35,8 +38,6 @@ class Noise:
     shares: int
     """From so many shares on the sum's noise has that deviation: honest clients at the threshold,
     ``threshold - colluders``."""
-    values: int
-    """d, over all of which nothing may wrap around."""
 
     def rate(self, steps: int) -> int:
         """Return λ of a share, whose variance is 2 λ, where ``steps`` make the clip norm."""
@@ -56,8 +57,8 @@ class FixedPoint:
 
     Why: no value is larger than its vector's norm, so ``clients`` values add up to at most
     ``clients · steps``, and that is at most 2³¹ - 1. With noise it is 2³¹ - 1 less what the noise
-    exceeds with probability 2⁻⁴⁰ / d. Weights add up to at most ``clients · weights_up_to``, which
-    is below 2³².
+    exceeds with probability 2⁻⁴⁰ / 2³¹; no adapter has more values. Weights add up to at most
+    ``clients · weights_up_to``, which is below 2³².
 
     Args:
         clients: most that are added up.
@@ -107,12 +108,13 @@ class FixedPoint:
         """Most that a round has to wrap around at any value; 0 without noise."""
         return self._wrap_probability(self.steps)
 
-    def encode(self, values: Tensor, *, weight: int) -> Vector:
-        """Return an update, clipped and weighted, as a vector of the ring.
+    def encode(self, values: Tensor, *, weight: int, bits: RandomBits | None = None) -> Vector:
+        """Return an update, clipped and weighted, with its share of the noise if there is one.
 
         Args:
             values: ``(d,)`` float32; they are left as they are.
             weight: from 1 to ``weights_up_to``.
+            bits: what noise is drawn from; none: a key stream with a fresh key of the system's.
 
         Returns:
             ``(d + 1,)``; the last is the weight.
@@ -138,6 +140,8 @@ class FixedPoint:
             into.copy_(part)
         encoded = vector.numpy().view(np.uint32)
         encoded[-1] = weight
+        if self.noise is not None:
+            add_skellam(encoded[:-1], rate=self.noise.rate(self.steps), bits=bits)
         return encoded
 
     def decode(self, total: Vector) -> tuple[Tensor, int]:
@@ -185,7 +189,7 @@ class FixedPoint:
             return 0.0
         room = _LARGEST - self.clients * steps
         variance = 2.0 * self.noise.rate(steps) * self.clients
-        return min(1.0, 2 * self.noise.values * skellam_tail(room + 1, variance=variance))
+        return min(1.0, 2 * MOST_VALUES * skellam_tail(room + 1, variance=variance))
 
 
 def skellam_tail(least: int, *, variance: float) -> float:

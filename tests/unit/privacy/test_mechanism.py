@@ -63,13 +63,13 @@ def test_a_forked_process_draws_for_itself(stream):
     for _ in range(2):
         reader, writer = os.pipe()
         if os.fork() == 0:
-            os.write(writer, bytes(stream._bits(2)))
+            os.write(writer, bytes(stream.bits(2)))
             os._exit(0)
         drawn.append(os.read(reader, 16))
         os.wait()
         os.close(reader)
         os.close(writer)
-    drawn.append(bytes(stream._bits(2)))
+    drawn.append(bytes(stream.bits(2)))
     assert len(set(drawn)) == 3
 
 

@@ -73,6 +73,18 @@ def test_a_charge_is_kept_as_it_was_made(ledger, reopen):
     assert row.time == "2030-01-01T12:00:00+00:00"
 
 
+def test_skellam_noise_is_told_from_normal_noise(ledger, reopen):
+    """Its granularity is in the row; steps of the two are no steps of one mechanism."""
+    skellam = replace(STEP, granularity=2**20)
+    ledger.reserve("default", "r", maximum=[STEP, skellam])
+    commit(ledger, "r", 1, charge=skellam)
+    [row] = reopen().rows("default")
+    assert (row.charge, row.charge.mechanism) == (skellam, "skellam")
+    assert reopen().balances()["default"].reserved == {"r": (STEP,)}
+    written = [json.loads(line) for line in ledger.export().splitlines()]
+    assert "granularity" not in json.dumps(written[1])[: json.dumps(written[1]).index("}")]
+
+
 def test_a_proof_is_redeemed_once(ledger):
     """What it gives is what was charged; drawing again needs another charge."""
     ledger.reserve("default", "r", maximum=[steps(4)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedlora.errors import SecureSumError
+from fedlora.privacy.mechanism import KeyStream
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint, Noise, skellam_tail
 
 SIZE = 2 * 2**16 + 5
@@ -127,13 +128,13 @@ def test_weights_that_would_wrap_are_refused():
 
 def test_with_noise_the_steps_are_the_most_that_keep_the_wrap_probability():
     """Of all shares that may come, over all values; one step more, and it is above 2⁻⁴⁰."""
-    noise = Noise(deviation=5.0, shares=4, values=40_000_000)
+    noise = Noise(deviation=5.0, shares=4)
     fixed = FixedPoint(clients=8, clip_norm=CLIP, noise=noise)
     assert 0 < fixed.wrap_probability <= 2.0**-40
     assert fixed._wrap_probability(fixed.steps + 1) > 2.0**-40
     room, variance = 2**31 - 8 * fixed.steps, 2 * 8 * noise.rate(fixed.steps)
     assert variance == pytest.approx(2 * (5.0 * fixed.steps) ** 2, rel=1e-9)
-    normal = 2 * 40_000_000 * mpmath.ncdf(-room / mpmath.sqrt(variance))
+    normal = 2 * 2**31 * mpmath.ncdf(-room / mpmath.sqrt(variance))
     assert normal < fixed.wrap_probability < 40 * normal
 
 
@@ -148,7 +149,7 @@ def test_the_tail_bound_is_one(variance, least):
 
 def test_with_noise_the_mean_is_over_all_clients():
     """However many came: a client's absence must not make another's update larger."""
-    noise = Noise(deviation=1.0, shares=2, values=10)
+    noise = Noise(deviation=1.0, shares=2)
     fixed = FixedPoint(clients=4, clip_norm=CLIP, noise=noise)
     vector = np.zeros(11, np.uint32)
     vector[0], vector[-1] = fixed.steps, 1
@@ -160,4 +161,15 @@ def test_with_noise_the_mean_is_over_all_clients():
 def test_noise_that_leaves_no_room_is_refused():
     """There is no step with which it fits."""
     with pytest.raises(SecureSumError, match="32 bits"):
-        FixedPoint(clients=3, clip_norm=CLIP, noise=Noise(deviation=1e9, shares=2, values=10))
+        FixedPoint(clients=3, clip_norm=CLIP, noise=Noise(deviation=1e9, shares=2))
+
+
+def test_the_shares_of_the_noise_add_up_to_what_was_asked():
+    """From the threshold on: of four shares, the mean of four clients has the deviation wanted."""
+    fixed = FixedPoint(clients=4, clip_norm=CLIP, noise=Noise(deviation=3.0, shares=4))
+    values = update(1, length=CLIP / 2)
+    streams = [KeyStream.reproducible(f"{client}") for client in range(4)]
+    total = total_of([fixed.encode(values, weight=1, bits=s.bits) for s in streams])
+    noise = fixed.decode(total)[0].double() - values.double()
+    assert float(noise.std()) == pytest.approx(3.0 * CLIP / 4, rel=5 / (2 * SIZE) ** 0.5)
+    assert abs(float(noise.mean())) < 4 * 3.0 * CLIP / 4 / SIZE**0.5
