@@ -9,7 +9,7 @@ from fedlora.privacy.central import sensitivity
 from fedlora.privacy.charge import Adjacency, Charge
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint, Noise
 from fedlora.recipe import Recipe
-from fedlora.sections.secure_sum import LARGEST_COMPLETE
+from fedlora.runtime.secure_terms import terms_of
 
 LARGEST_LOSS = 10.0
 """Nats per token at which the loss of a held-out record is cut in a private evaluation."""
@@ -122,7 +122,7 @@ def epsilon_against(recipe: Recipe, *, knowing: int) -> float:
     Raises:
         BudgetError: no noise is enough.
     """
-    unknown = _fewest_summed(recipe) - knowing
+    unknown = terms_of(recipe).fewest_summed - knowing
     if unknown < 1:
         return math.inf
     charge = round_charge(recipe, rounds=recipe.federation.rounds)
@@ -193,22 +193,14 @@ def _honest_shares(recipe: Recipe) -> int:
     Raises:
         BudgetError: it may have none.
     """
-    honest = _fewest_summed(recipe) - recipe.colluders
+    honest = terms_of(recipe).fewest_summed - recipe.colluders
     if honest < 1:
         raise BudgetError(
-            f"A sum may be opened of {_fewest_summed(recipe)} clients, of which "
+            f"A sum may be opened of {honest + recipe.colluders} clients, of which "
             f"{recipe.colluders} are taken for colluders, so that nobody's noise would be left. "
             "Lower privacy.colluders or privacy.dropout_rate."
         )
     return honest
-
-
-def _fewest_summed(recipe: Recipe) -> int:
-    """Return how many clients a secure sum has at least, without which it is not opened."""
-    cohort = recipe.cohort_size
-    if cohort <= LARGEST_COMPLETE:
-        return recipe.threshold
-    return cohort - math.floor(recipe.dropout_rate * cohort + 1e-9)  # 0.29 of 100 is 29
 
 
 def _queries(recipe: Recipe) -> int:

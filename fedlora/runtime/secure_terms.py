@@ -2,7 +2,6 @@
 
 import math
 
-from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
 from fedlora.privacy.secure_aggregation.graph import derived
 from fedlora.privacy.secure_aggregation.terms import Terms
 from fedlora.recipe import Recipe
@@ -45,18 +44,4 @@ def terms_of(recipe: Recipe) -> Terms:
         signed=False,
         degree=degree,
         most_lost=dropped,
-    )
-
-
-def fixed_point_of(recipe: Recipe) -> FixedPoint:
-    """Return how updates become whole numbers.
-
-    An update counts by its examples, up to ``federation.max_weight``, or as all others.
-    """
-    federation, most = recipe.federation, recipe.examples_of_round[-1]
-    examples = min(most, federation.max_weight or most)
-    return FixedPoint(
-        clients=recipe.cohort_size,
-        clip_norm=recipe.secure_clip_norm,
-        weights_up_to=1 if federation.weighting == "uniform" else examples,
     )

@@ -1,6 +1,7 @@
 """Whole runs under ``privacy.secure_aggregation``: what is summed, who is lost, what is told."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 
 from fedlora.errors import RunError
+from fedlora.privacy.accounting.renyi_filter import RenyiFilter
+from fedlora.privacy.ledger import Ledger
 from fedlora.recipe import Recipe
 from fedlora.runtime import simulation
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.in_process import InProcessGrid
+from fedlora.runtime.charges import round_charge
+from fedlora.runtime.fixed_point import fixed_point_of
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
-from fedlora.runtime.secure_terms import fixed_point_of
 from fedlora.runtime.simulation import sites_in
 from fedlora.runtime.site import secure_sum
 from fedlora.runtime.site.client import app
@@ -231,3 +235,43 @@ def test_nothing_in_the_run_folder_of_the_aggregator_tells_of_a_site(four_sites,
     assert "train_loss" not in json.dumps(record)
     assert "norm" not in json.dumps(record)
     assert not run.spool.exists()
+
+
+def test_clients_are_hidden_by_shares_of_noise(four_sites, tmp_path):
+    """Each site adds its own; the sum has what the charge in the aggregator's ledger says.
+
+    With four of four in the sum it has the shares of two more than the least that are unknown to a
+    colluder. The signal is far below the noise.
+    """
+    secure = "secure_aggregation: true, epsilon: 8, delta: 1e-3, clip_norm: 0.01"
+    recipe = four_sites(
+        f"privacy={{unit: client, {secure}}}",
+        "federation.weighting=uniform",
+        "simulation.reproducible_noise=true",
+    )
+    run = play(recipe, tmp_path / "runs")
+    ledger = Ledger(run.path.parent / "ledger.sqlite", new_filter=RenyiFilter)
+    (row,) = ledger.rows("clients-zero-out")
+    charge = row.charge
+    assert (charge.mechanism, charge.steps, charge.sensitivity) == ("skellam", 1, 0.01)
+    assert charge == round_charge(recipe)
+    noise = run.load().adapter.part(run.spec().part("B")).values.double()
+    honest = recipe.threshold - recipe.colluders
+    deviation = charge.noise_multiplier * 0.01 * math.sqrt(4 / honest) / 4
+    assert float(noise.std()) == pytest.approx(deviation, rel=0.02)
+    assert "norm" not in json.dumps(run.records()[-1])
+
+
+def test_noise_is_drawn_anew_for_no_second_sum(four_sites, tmp_path):
+    """Sums of equal updates with other noise would tell more than was charged."""
+    secure = "secure_aggregation: true, epsilon: 8, delta: 1e-3, clip_norm: 0.01"
+    run = simulation.start(
+        plan(four_sites(f"privacy={{unit: client, {secure}}}", "federation.weighting=uniform")),
+        runs=tmp_path / "runs",
+    )
+    with pytest.raises(KilledError):
+        resume(run, {("d", "train.reveal"): kill})
+    resume(run)
+    record = run.records()[-1]
+    assert "abandoned" in record["secure_sum"]
+    assert sorted(record["refused"]) == list("abcd")

@@ -46,6 +46,11 @@ class Terms:
                 f"secrets: twice the threshold, {2 * t}, must be above {n + colluders}."
             )
 
+    @property
+    def fewest_summed(self) -> int:
+        """Members without whom no sum is opened."""
+        return max(self.threshold, self.fewest - (self.most_lost or 0))
+
     def require_enough(self, count: int, *, of: str, least: int | None = None) -> None:
         """Do nothing if so many members are enough, by default to open what they share.
 

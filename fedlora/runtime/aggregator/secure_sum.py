@@ -20,7 +20,8 @@ from fedlora.runtime import records
 from fedlora.runtime.aggregator.central_budget import ClientBudget
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.site_logs import SiteLogs
-from fedlora.runtime.secure_terms import REVEALED, fixed_point_of, terms_of
+from fedlora.runtime.fixed_point import fixed_point_of
+from fedlora.runtime.secure_terms import REVEALED, terms_of
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.wire.codec import Envelope
 

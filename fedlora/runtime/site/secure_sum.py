@@ -22,7 +22,9 @@ from fedlora.errors import PolicyError, StorageError, SummedError, WireError
 from fedlora.privacy.secure_aggregation.participant import Participant
 from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.runtime import records
-from fedlora.runtime.secure_terms import REVEALED, STAGES, fixed_point_of, terms_of
+from fedlora.runtime.account import noise_stream
+from fedlora.runtime.fixed_point import fixed_point_of
+from fedlora.runtime.secure_terms import REVEALED, STAGES, terms_of
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.memory import SiteMemory, site_folder
 from fedlora.runtime.site.outbox import Outbox
@@ -229,7 +231,9 @@ def stage_of(message: Message) -> str:
 def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
     """Return the update that the gate let pass, as whole numbers, noised and masked."""
     update, fixed = _held_update(asked, attempt.answer), fixed_point_of(asked.recipe)
-    values = fixed.encode(update.values, weight=min(update.num_examples, fixed.weights_up_to))
+    noise = noise_stream(asked.recipe, f"secure sum/{asked.site}/{attempt.number}")
+    weight = min(update.num_examples, fixed.weights_up_to)
+    values = fixed.encode(update.values, weight=weight, bits=noise.bits)
     attempt.participant.mask(inbox, values)
     return values.astype("<u4", copy=False).tobytes()
 
