@@ -29,7 +29,7 @@ class Spy:
         those that do, the sum is known if all their own masks are, and each mask between two is in
         both their vectors; of fewer nothing is known.
         """
-        seeds, keys = self._opened()
+        seeds, keys = self.opened()
         masked = self.cohort.masked.keys() - set(self.colluders)
         hidden = {
             (site, other)
@@ -48,9 +48,15 @@ class Spy:
     def _sum(
         self, sites: frozenset[str], seeds: Mapping[str, bytes], keys: Mapping[str, KeyPair]
     ) -> Vector:
-        total = plain_sum(self.cohort.masked, sites)
+        total = self.without_pairs(sites, keys)
         for site in sites:
             subtract_mask(total, seeds[site])
+        return total
+
+    def without_pairs(self, sites: frozenset[str], keys: Mapping[str, KeyPair]) -> Vector:
+        """Return the sum of sites' masked vectors without their masks with others."""
+        total = plain_sum(self.cohort.masked, sites)
+        for site in sites:
             for other in self._masked_with(site):
                 if other not in sites:
                     mine, theirs = (site, other) if site in keys else (other, site)
@@ -60,7 +66,7 @@ class Spy:
                     (subtract_mask if site < other else add_mask)(total, key)
         return total
 
-    def _opened(self) -> tuple[Mapping[str, bytes], Mapping[str, KeyPair]]:
+    def opened(self) -> tuple[Mapping[str, bytes], Mapping[str, KeyPair]]:
         """Return the seeds and the mask keys that are known, by whose they are."""
         seed_shares, key_shares = self._known()
         seeds, keys = {}, {}

@@ -23,6 +23,8 @@ Vector = NDArray[np.uint32]
 
 Change = Callable[[str, str, bytes], bytes | None]
 """What comes of an answer, by stage and site; nothing if it is lost."""
+Tell = Callable[[str, Message | None], Message | None]
+"""What a site is told in place of what it should be."""
 
 
 def new_signer() -> Signer:
@@ -68,6 +70,11 @@ def nothing_changes(_stage: str, _site: str, answer: bytes) -> bytes:
     return answer
 
 
+def the_truth(_site: str, message: Message | None) -> Message | None:
+    """Tell each site what it should be told."""
+    return message
+
+
 @dataclass
 class Pinned:
     """Whom a site knows."""
@@ -95,6 +102,7 @@ class Cohort:
     terms: Terms
     context: Callable[[str], bytes] = lambda _site: CONTEXT
     change: Change = nothing_changes
+    tell: Tell = the_truth
     signers: dict[str, Signer] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     """By site the stage in which it was lost, and why."""
@@ -192,7 +200,8 @@ class Cohort:
         """Ask sites for their answers; take those that are some."""
         for site, message in told.items():
             try:
-                answer = self.change(stage, site, self.answer(site, message))
+                told = self.tell(site, message)
+                answer = self.change(stage, site, self.answer(site, told))
                 if answer is None:
                     raise SecureSumError("no answer")
                 take(site, answer)
