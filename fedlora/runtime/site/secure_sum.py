@@ -27,7 +27,7 @@ from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.outbox import Outbox
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.signing import PublicKey, Signer, canonical
-from fedlora.wire.codec import decode_update
+from fedlora.wire.codec import Envelope, decode_update
 
 
 class Identity(Protocol):
@@ -115,7 +115,10 @@ class Summed:
 class _Attempt:
     """A round's attempt, and where the update lies that is to be masked."""
 
-    number: int
+    recipe: str
+    """Digest of the recipe that was trained by: a stage of another's would write the update on
+    another scale than the others, or without its noise."""
+    envelope: Envelope
     participant: Participant
     answer: str
     """In the outbox."""
@@ -154,7 +157,9 @@ def held_back(identity: Identity | None = None) -> Mod:
         )
         said = participant.advertise()
         answer = Outbox.name_of(message)
-        _attempts[asked.site, asked.envelope.run] = _Attempt(number, participant, answer)
+        _attempts[asked.site, asked.envelope.run] = _Attempt(
+            asked.recipe.digest, asked.envelope, participant, answer
+        )
         return _reply(said.SerializeToString(), message)
 
     return mod
@@ -171,10 +176,11 @@ def answer_stage(message: Message, context: Context) -> Message:
     asked, stage = Asked.of(message, context), stage_of(message)
     key = asked.site, asked.envelope.run
     attempt = _attempts.get(key)
-    if attempt is None or attempt.number != asked.envelope.round:
+    this = asked.recipe.digest, asked.envelope
+    if attempt is None or (attempt.recipe, attempt.envelope) != this:
         raise WireError(
             f"{stage} is asked for round {asked.envelope.round}, but the site has no keys for it: "
-            "it has not trained, or was started anew since."
+            "it has not trained by this recipe, or was started anew since."
         )
     payload, participant = records.unpack(message.content), attempt.participant
     match stage:
@@ -188,7 +194,7 @@ def answer_stage(message: Message, context: Context) -> Message:
     unmasking = read(pb.Unmasking, payload)
     revealed = participant.reveal(unmasking)
     Summed(SiteMemory(*key)).keep(
-        attempt.number, attempt=participant.attempt, members=unmasking.survivors.sites
+        asked.envelope.round, attempt=participant.attempt, members=unmasking.survivors.sites
     )
     del _attempts[key]
     return _reply(revealed.SerializeToString(), message)
