@@ -4,7 +4,6 @@ A site that has trained answers with fresh keys in place of its update, and hold
 the aggregator has shown it with whom it is to be summed (``privacy.secure_aggregation``).
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,12 +20,18 @@ from fedlora.errors import PolicyError, StorageError, SummedError, WireError
 from fedlora.privacy.secure_aggregation.participant import Participant
 from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.runtime import records
-from fedlora.runtime.secure_terms import REVEALED, STAGES, fixed_point_of, terms_of
+from fedlora.runtime.secure_terms import (
+    REVEALED,
+    STAGES,
+    context_of,
+    fixed_point_of,
+    terms_of,
+)
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.outbox import Outbox
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
-from fedlora.signing import PublicKey, Signer, canonical
+from fedlora.signing import PublicKey, Signer
 from fedlora.wire.codec import Envelope, decode_update
 
 
@@ -151,7 +156,9 @@ def held_back(identity: Identity | None = None) -> Mod:
             site=asked.site,
             signer=who.signer,
             terms=terms_of(asked.recipe),
-            context=_context_of(message, asked),
+            context=context_of(
+                asked.recipe, asked.envelope, payload=records.unpack(message.content)
+            ),
             identify=who.identify,
             admit=lambda members: who.admit(members, summed.last()),
         )
@@ -225,18 +232,6 @@ def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
     values = fixed.encode(update.values, weight=weight)
     attempt.participant.mask(inbox, values)
     return values.astype("<u4", copy=False).tobytes()
-
-
-def _context_of(message: Message, asked: Asked) -> bytes:
-    """Return the digest of what all members must have been given alike."""
-    facts = {
-        "recipe": asked.recipe.digest,
-        "spec": asked.envelope.spec.digest,  # the base's digest is in it
-        "adapter": records.digests_of(message.content).payload,
-        "run": asked.envelope.run,
-        "round": asked.envelope.round,
-    }
-    return hashlib.sha256(canonical(facts)).digest()
 
 
 def _reply(payload: bytes, message: Message) -> Message:
