@@ -1,11 +1,14 @@
 """What a recipe says of its secure sums: the same at the sites and at the aggregator."""
 
+import hashlib
 import math
 
 from fedlora.privacy.secure_aggregation.graph import derived
 from fedlora.privacy.secure_aggregation.terms import Terms
 from fedlora.recipe import Recipe
 from fedlora.sections.secure_sum import LARGEST_COMPLETE
+from fedlora.signing import canonical
+from fedlora.wire.codec import Envelope
 
 STAGES = ("share", "mask", "sign", "reveal")
 """What follows a cohort's training, each a Flower message ``train.STAGE``."""
@@ -45,3 +48,21 @@ def terms_of(recipe: Recipe) -> Terms:
         degree=degree,
         most_lost=dropped,
     )
+
+
+def context_of(recipe: Recipe, envelope: Envelope, *, payload: bytes) -> bytes:
+    """Return the digest of what all members must have been given alike.
+
+    Args:
+        recipe: of the run.
+        envelope: the global adapter, run and round.
+        payload: the encoded global adapter.
+    """
+    facts = {
+        "recipe": recipe.digest,
+        "spec": envelope.spec.digest,  # the base's digest is in it
+        "adapter": hashlib.sha256(payload).hexdigest(),
+        "run": envelope.run,
+        "round": envelope.round,
+    }
+    return hashlib.sha256(canonical(facts)).digest()

@@ -219,6 +219,21 @@ def test_a_site_that_was_started_anew_has_dropped_out(four_sites, tmp_path):
     assert "has no keys for it" in record["refused"]["b"]
 
 
+def test_the_first_to_answer_does_not_say_what_is_summed(four_sites, tmp_path, monkeypatch):
+    """A site that signs another context is left out and named; the others are summed."""
+    true = secure_sum.context_of
+
+    def context_of(recipe, envelope, *, payload):
+        own = next(named)
+        return bytes(32) if own == "a" else true(recipe, envelope, payload=payload)
+
+    named = iter("abcd")  # in the order of the cohort
+    monkeypatch.setattr(secure_sum, "context_of", context_of)
+    record = play(four_sites(SECURE), tmp_path / "runs").records()[-1]
+    assert list(record["folded"]) == list("bcd")
+    assert "signs another" in record["refused"]["a"]
+
+
 def test_updates_are_clipped_by_their_sites(four_sites, tmp_path):
     """To ``privacy.clip_norm``, since nobody else can see their norm."""
     recipe = four_sites("privacy={unit: none, secure_aggregation: true, clip_norm: 1e-3}")

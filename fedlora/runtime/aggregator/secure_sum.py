@@ -21,9 +21,9 @@ from fedlora.runtime.aggregator.central_budget import ClientBudget
 from fedlora.runtime.aggregator.exchange import Exchange, content_of
 from fedlora.runtime.aggregator.site_logs import SiteLogs
 from fedlora.runtime.fixed_point import fixed_point_of
-from fedlora.runtime.secure_terms import REVEALED, terms_of
+from fedlora.runtime.secure_terms import REVEALED, context_of, terms_of
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
-from fedlora.wire.codec import Envelope
+from fedlora.wire.codec import Envelope, encode_state
 
 
 @dataclass(kw_only=True)
@@ -63,6 +63,8 @@ class SecureSum:
             self.budget.reserve()
         self.aggregator.begin(self.global_adapter)
         self._spec = records.envelope_of_update(self.envelope, self.recipe, self.cohort[0]).spec
+        sent = encode_state(self.global_adapter, self.envelope, compress=self.recipe.wire.compress)
+        self._context = context_of(self.recipe, self.envelope, payload=sent)
         self._fixed = fixed_point_of(self.recipe)
         self._collector = Collector(terms=terms_of(self.recipe), size=self._spec.size + 1)
 
@@ -81,7 +83,10 @@ class SecureSum:
         """
         if metrics:
             raise InspectionError("In a secure sum nothing but keys answers an instruction.")
-        self._collector.take_advertisement(site, read(pb.Advertisement, payload))
+        said = read(pb.Advertisement, payload)
+        if said.context != self._context:  # were it the first, all others would differ from it
+            raise SecureSumError(f"{site} signs another recipe, base, adapter or round.")
+        self._collector.take_advertisement(site, said)
         self.admitted[site] = 0
         self._count(site, payload)
 

@@ -188,11 +188,13 @@ class Gatekeeper:
         at_site(recipe, self.configuration)  # the base is here, too
         require_planned(recipe, kind, envelope.round)
         policy.require_now(datetime.now().astimezone())
-        if kind == "train":  # before anything is charged, and the loss of encoding kept
+        stage = stage_of(message)
+        # before anything is charged, and the loss of encoding kept; other stages send some keys
+        if kind == "train" and stage in ("", "mask"):
             sent = records.envelope_of_update(envelope, recipe, asked.site).spec
             self._require_room(encoded_size(sent, recipe.wire.codec), asked)
         self.approvals.require(run, recipe, spec=spec, policy=policy)
-        if stage_of(message):  # what is summed is settled by the keys that it was advertised with
+        if stage:  # what is summed is settled by the keys that it was advertised with
             return
         state = decode_state(
             records.unpack(message.content),

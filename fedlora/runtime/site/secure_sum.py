@@ -24,13 +24,13 @@ from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.runtime import records
 from fedlora.runtime.account import noise_stream
 from fedlora.runtime.fixed_point import fixed_point_of
-from fedlora.runtime.secure_terms import REVEALED, STAGES, terms_of
+from fedlora.runtime.secure_terms import REVEALED, STAGES, context_of, terms_of
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.memory import SiteMemory, site_folder
 from fedlora.runtime.site.outbox import Outbox
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
-from fedlora.signing import PublicKey, Signer, canonical
-from fedlora.wire.codec import decode_update
+from fedlora.signing import PublicKey, Signer
+from fedlora.wire.codec import Envelope, decode_update
 
 
 class Identity(Protocol):
@@ -135,7 +135,10 @@ class Summed:
 class _Attempt:
     """A round's attempt, and the update that is to be masked."""
 
-    number: int
+    recipe: str
+    """Digest of the recipe that was trained by: a stage of another's would write the update on
+    another scale than the others, or without its noise."""
+    envelope: Envelope
     participant: Participant
     answer: str
     """Where the update lies in the outbox."""
@@ -171,13 +174,16 @@ def held_back(identity: Identity | None = None) -> Mod:
             site=asked.site,
             signer=who.signer,
             terms=terms_of(asked.recipe),
-            context=_context_of(message, asked),
+            context=context_of(
+                asked.recipe, asked.envelope, payload=records.unpack(message.content)
+            ),
             identify=who.identify,
             admit=lambda members: who.admit(members, summed.last()),
         )
         said = participant.advertise()
-        attempt = _Attempt(asked.envelope.round, participant, answer, update)
-        _attempts[asked.site, asked.envelope.run] = attempt
+        _attempts[asked.site, asked.envelope.run] = _Attempt(
+            asked.recipe.digest, asked.envelope, participant, answer, update
+        )
         return _reply(said.SerializeToString(), message)
 
     return mod
@@ -194,10 +200,11 @@ def answer_stage(message: Message, context: Context) -> Message:
     asked, stage = Asked.of(message, context), stage_of(message)
     key = asked.site, asked.envelope.run
     attempt = _attempts.get(key)
-    if attempt is None or attempt.number != asked.envelope.round:
+    this = asked.recipe.digest, asked.envelope
+    if attempt is None or (attempt.recipe, attempt.envelope) != this:
         raise WireError(
             f"{stage} is asked for round {asked.envelope.round}, but the site has no keys for it: "
-            "it has not trained, or was started anew since."
+            "it has not trained by this recipe, or was started anew since."
         )
     payload, participant = records.unpack(message.content), attempt.participant
     match stage:
@@ -231,7 +238,7 @@ def stage_of(message: Message) -> str:
 def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
     """Return the update that the gate let pass, as whole numbers, noised and masked."""
     update, fixed = _held_update(asked, attempt.answer), fixed_point_of(asked.recipe)
-    noise = noise_stream(asked.recipe, f"secure sum/{asked.site}/{attempt.number}")
+    noise = noise_stream(asked.recipe, f"secure sum/{asked.site}/{asked.envelope.round}")
     weight = min(update.num_examples, fixed.weights_up_to)
     values = fixed.encode(update.values, weight=weight, bits=noise.bits)
     attempt.participant.mask(inbox, values)
@@ -253,18 +260,6 @@ def _held_update(asked: Asked, answer: str) -> AdapterUpdate:
 
 def _digest(update: AdapterUpdate) -> str:
     return hashlib.sha256(update.values.numpy().data).hexdigest()
-
-
-def _context_of(message: Message, asked: Asked) -> bytes:
-    """Return the digest of what all members must have been given alike."""
-    facts = {
-        "recipe": asked.recipe.digest,
-        "spec": asked.envelope.spec.digest,  # the base's digest is in it
-        "adapter": records.digests_of(message.content).payload,
-        "run": asked.envelope.run,
-        "round": asked.envelope.round,
-    }
-    return hashlib.sha256(canonical(facts)).digest()
 
 
 def _reply(payload: bytes, message: Message) -> Message:
