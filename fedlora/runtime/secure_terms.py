@@ -2,6 +2,7 @@
 
 import math
 
+from fedlora.errors import RecipeError, SecureSumError
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
 from fedlora.privacy.secure_aggregation.graph import derived
 from fedlora.privacy.secure_aggregation.terms import Terms
@@ -46,6 +47,33 @@ def terms_of(recipe: Recipe) -> Terms:
         degree=degree,
         most_lost=dropped,
     )
+
+
+def fewest_summed(recipe: Recipe) -> int:
+    """Return the fewest clients whose sum is ever opened.
+
+    Of a sparse graph's members so many may be lost before the roster, and as many after it.
+
+    Raises:
+        SecureSumError: as ``terms_of``.
+    """
+    terms = terms_of(recipe)
+    return terms.threshold if terms.most_lost is None else terms.fewest - terms.most_lost
+
+
+def require_sums(recipe: Recipe) -> None:
+    """Do nothing if there can be the sums that a recipe asks for, if it does.
+
+    Raises:
+        RecipeError: no graph promises what it says, or its sums do not fit into 32 bits.
+    """
+    if not recipe.privacy.secure_aggregation:
+        return
+    try:
+        terms_of(recipe)
+        fixed_point_of(recipe)
+    except SecureSumError as error:
+        raise RecipeError(f"privacy.secure_aggregation: {error}") from None
 
 
 def fixed_point_of(recipe: Recipe) -> FixedPoint:
