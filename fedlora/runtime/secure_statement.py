@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.recipe import Recipe
+from fedlora.runtime.reports.format import counted
 from fedlora.runtime.secure_terms import fewest_summed, fixed_point_of, terms_of
 
 _AGGREGATORS: Mapping[str | None, str] = {
@@ -81,7 +82,7 @@ def _promise(recipe: Recipe) -> str:
 def _seen(recipe: Recipe, summed: Mapping[int, Mapping[str, Any]]) -> str:
     """Return which sums were opened, and in which rounds sites were missing."""
     opened = {number: facts for number, facts in summed.items() if "abandoned" not in facts}
-    said = f"Of {_counted(len(summed))}, {len(opened) or 'none'} gave a sum"
+    said = f"Of {counted(len(summed), 'round')}, {len(opened) or 'none'} gave a sum"
     if opened:
         counts = [facts["summed"] for facts in opened.values()]
         ends = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
@@ -109,7 +110,3 @@ def _rounds(numbers: Sequence[int]) -> str:
         return f"in {len(numbers)} rounds"
     listed = ", ".join(map(str, numbers))
     return f"in round{'s' if len(numbers) > 1 else ''} {listed}"
-
-
-def _counted(rounds: int) -> str:
-    return f"{rounds} round{'s' if rounds > 1 else ''}"
