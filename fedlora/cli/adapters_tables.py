@@ -83,9 +83,10 @@ def _sites(manifest: Manifest) -> str:
 
 
 def _privacy(privacy: Privacy) -> str:
+    sums = f", sums of {privacy.secure_sums.fewest} or more" if privacy.secure_sums else ""
     if privacy.unit == "none" or privacy.epsilon is None or privacy.delta is None:
-        return "none"
-    return f"{privacy.unit}-level, ε {privacy.epsilon:g} at δ {privacy.delta:g}"
+        return f"none{sums}"
+    return f"{privacy.unit}-level, ε {privacy.epsilon:g} at δ {privacy.delta:g}{sums}"
 
 
 def _losses(evaluation: Evaluation) -> Iterator[tuple[str, str]]:

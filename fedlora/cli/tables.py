@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.recipe import Recipe
+from fedlora.runtime import secure_statement
 from fedlora.runtime.comparison import read_comparison
 from fedlora.runtime.plan import Plan
 from fedlora.runtime.privacy_plan import absurdity, lines
@@ -47,6 +48,8 @@ def print_plan(plan: Plan) -> None:
     )
     facts.add_row("method", _method(recipe))
     facts.add_row("privacy", summary(recipe))
+    if recipe.privacy.secure_aggregation:
+        facts.add_row("secure sum", secure_statement.summary(recipe))
     evaluation = f", {down} down to evaluate" if federation.evaluate_every else ""
     facts.add_row("traffic", f"{down} down and {up} up for a client and round{evaluation}")
     _console.print(facts)

@@ -73,12 +73,18 @@ class RunView:
             case EvaluationFailed() | ReleasePublished() | PublicationFailed():
                 self._say(event)
             case RoundFinished():
-                self._played += event.record["round"] > 0
-                self.console.print(self._line(event.record), soft_wrap=True)
+                self._finished(event.record)
             case BaselineProgress():
                 if not self._baseline or self._baseline.name != event.name:
                     self.console.print(f"comparing with {_alone(event)}", style="dim")
                 self._baseline = event
+
+    def _finished(self, record: dict[str, Any]) -> None:
+        self._played += record["round"] > 0
+        self.console.print(self._line(record), soft_wrap=True)
+        if reason := record.get("secure_sum", {}).get("abandoned"):
+            text = f"        no sum, the adapter stays as it was: {reason}"
+            self.console.print(text, style="yellow", markup=False)
 
     def _say(self, event: EvaluationFailed | ReleasePublished | PublicationFailed) -> None:
         match event:

@@ -46,6 +46,8 @@ def _metadata(manifest: Manifest, license_id: str) -> str:
     tags = ["lora", "federated-learning", "fedlora"]
     if manifest.privacy.epsilon is not None:
         tags.append("differential-privacy")
+    if manifest.privacy.secure_sums is not None:
+        tags.append("secure-aggregation")
     base = {"base_model": manifest.base.hub_id} if manifest.base.hub_id else {}
     values = {
         **base,
@@ -114,6 +116,11 @@ def _training(manifest: Manifest) -> str:
     )
     robust = f", weighed by `{aggregation.robust}`" if aggregation.robust != "none" else ""
     text += f"{robust}."
+    if sums := manifest.privacy.secure_sums:
+        text += (
+            f" They were masked, and the aggregator had sums over {sums.fewest} or more sites "
+            f"alone, each update cut to a norm of {sums.clip:g}."
+        )
     if aggregation.truncation_error is not None:
         text += (
             " What the last round's cut to the rank left out is "

@@ -118,6 +118,26 @@ class Aggregation(Section):
     """Of the last round: what the cut to the rank left out, over what was to be changed (norms)."""
 
 
+class SecureSums(Section):
+    """That updates were masked and summed, so that nobody had a single one; on whom it rests."""
+
+    threat_model: Literal["malicious-aggregator", "honest-but-curious"]
+    cohort: Count
+    """Most sites of a round."""
+    threshold: Count
+    """Sites without whom no mask is opened: of the cohort, or of a site's neighbours."""
+    neighbours: Count | None = None
+    """That each site shares keys with; absent where these are all others."""
+    colluders: Annotated[int, Field(ge=0)]
+    """Sites that may tell the aggregator all they know."""
+    fewest: Count
+    """Sites that are in each sum at least."""
+    clip: Annotated[float, Field(gt=0)]
+    """Largest L2 norm of an update."""
+    error_bound: _NotNegative | None = None
+    """Most that a value of a round's mean is off, over all rounds; absent if no sum was opened."""
+
+
 class Privacy(Section):
     """What is promised. ε is the largest over all sites."""
 
@@ -132,6 +152,8 @@ class Privacy(Section):
     noise_multiplier: _NotNegative | None = None
     """Standard deviation of the noise over ``clip``; the smallest over all sites."""
     sampling: Literal["poisson", "fixed-size", "all"] | None = None
+    secure_sums: SecureSums | None = None
+    """Absent where the aggregator had updates one by one."""
     statement: Strings
     """The promise in sentences, its assumptions and limits included."""
 

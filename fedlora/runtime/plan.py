@@ -11,6 +11,8 @@ from fedlora.recipe import Recipe
 from fedlora.runtime.aggregator.tracked import require_trackable
 from fedlora.runtime.beginning import beginning_of
 from fedlora.runtime.charges import held_out_records
+from fedlora.runtime.fixed_point import require_sums
+from fedlora.runtime.secure_traffic import talk_of
 from fedlora.sections import EMBEDDED, STANDARD_LIBRARY
 from fedlora.training.base_model import BaseFacts, describe, require_optimizer
 from fedlora.wire.encodings import encoded_size
@@ -41,16 +43,23 @@ class Plan:
 
     @property
     def bytes_down(self) -> int:
-        """Bytes of the global adapter in one message, without the header of a few kilobytes."""
-        return encoded_size(self.base.spec, "fp32")
+        """Bytes of the global adapter in one message, without the header of a few kilobytes.
+
+        And of what a secure sum's stages say to a site.
+        """
+        return encoded_size(self.base.spec, "fp32") + talk_of(self.recipe).down
 
     @property
     def bytes_up(self) -> int:
-        """Bytes of the largest update of a round, likewise; compression would make it smaller."""
+        """Bytes of the largest update of a round, likewise; compression would make it smaller.
+
+        In a secure sum they are 4 for each value, and what its stages say.
+        """
         spec, recipe = self.base.spec, self.recipe
         rank = max(map(recipe.rank_of, recipe.site_names))
         parts = (spec.part(sent, rank=rank) for sent in map(recipe.federation.facts.sent, (1, 2)))
-        return max(encoded_size(part, recipe.wire.codec) for part in parts)
+        update = max(encoded_size(part, recipe.wire.codec) for part in parts)
+        return update + talk_of(recipe).up
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -58,6 +67,7 @@ def plan(recipe: Recipe) -> Plan:
 
     Raises:
         RunError, RecipeError: as ``require_trackable``.
+        RecipeError: there can be no such secure sums.
         DataError: a dataset or the public text is missing or broken, or a dataset too small to
             split.
         BaseModelError: the base model is not there, has no such modules, or has no room; or the
@@ -66,6 +76,7 @@ def plan(recipe: Recipe) -> Plan:
         ReleaseError: it is a release's folder, and a byte is not what was published.
     """
     require_trackable(recipe)
+    require_sums(recipe)
     recipe, sites = _located(recipe), []
     if text := recipe.publish.forgetting:
         public_examples(text)

@@ -6,6 +6,7 @@ from typing import Any
 from fedlora.privacy.charge import Adjacency, Mechanism
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
 from fedlora.recipe import Recipe
+from fedlora.runtime import secure_statement
 from fedlora.runtime.aggregator.cohort import all_folded
 from fedlora.runtime.charges import (
     LARGEST_LOSS,
@@ -28,6 +29,11 @@ ACCOUNTANTS: Mapping[Mechanism, str] = {
 }
 """What ε is computed by."""
 
+_NO_NOISE = "No differential privacy was applied; sums of updates can reveal training data."
+_SUMS_UNBOUNDED = (
+    "No site sent its rows, but nothing bounds what a sum says about them. Publish the adapter "
+    "only where the training data themselves could be shown."
+)
 _NO_PRIVACY = "No differential privacy was applied; updates can reveal training data."
 _UNBOUNDED = (
     "Each site sent its adapter updates and, with them, its training loss, its number of examples, "
@@ -66,7 +72,8 @@ def summary(recipe: Recipe) -> str:
     """Return the promise in a few words."""
     privacy = recipe.privacy
     if privacy.unit == "none":
-        return "none: nothing bounds what updates say about single records"
+        told = "sums" if privacy.secure_aggregation else "updates"
+        return f"none: nothing bounds what {told} say about single records"
     void = " (void: reproducible noise)" if recipe.simulation.reproducible_noise else ""
     return f"{privacy.unit}-level, ε {privacy.epsilon:g} at δ {privacy.delta:g}{void}"
 
@@ -84,7 +91,7 @@ def statement(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Sequence[
     """
     privacy = recipe.privacy
     if privacy.unit == "none":
-        return _NO_PRIVACY, _UNBOUNDED
+        return _without_noise(recipe, records)
     headline = (
         f"{privacy.unit.capitalize()}-level differential privacy: ε is {privacy.epsilon:g} at δ "
         f"{privacy.delta:g} over the whole run."
@@ -92,12 +99,25 @@ def statement(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Sequence[
     begun = [_BEGUN] if recipe.init_from else []
     void = [_VOID] if recipe.simulation.reproducible_noise else []
     if privacy.unit == "example":
-        return [*void, headline, _of_examples(recipe), *begun, _RECORDS_NOT_HIDDEN, _FLOATS]
+        summed = _summed(recipe, records)
+        promise = _of_examples(recipe)
+        return [*void, headline, promise, *summed, *begun, _RECORDS_NOT_HIDDEN, _FLOATS]
     if privacy.secure_aggregation:
         shared, exact = _of_secure_sums(recipe), _exact(recipe)
         return [*void, headline, *shared, *begun, _CLIENTS_NOT_HIDDEN, exact]
     promises = _of_clients(recipe), _of_readers(recipe, records)
     return [*void, headline, *promises, *begun, _CLIENTS_NOT_HIDDEN, _FLOATS]
+
+
+def _without_noise(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    if not recipe.privacy.secure_aggregation:
+        return _NO_PRIVACY, _UNBOUNDED
+    return [_NO_NOISE, *_summed(recipe, records), _SUMS_UNBOUNDED]
+
+
+def _summed(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """Return what the aggregator saw in place of updates, if it was their sums alone."""
+    return secure_statement.sentences(recipe, records) if recipe.privacy.secure_aggregation else ()
 
 
 def _of_examples(recipe: Recipe) -> str:

@@ -27,11 +27,14 @@ from fedlora.release.manifest import (
     Origin,
     Privacy,
     Quantization,
+    SecureSums,
 )
 from fedlora.runtime.charges import round_charge, training_charge
 from fedlora.runtime.comparison import losses_of
 from fedlora.runtime.privacy_statement import ACCOUNTANTS, statement
 from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.secure_statement import sums_of
+from fedlora.runtime.secure_terms import terms_of
 from fedlora.training.evaluation import Evaluation as Measured
 
 _KEY_BYTES, _PSEUDONYM_DIGITS, _LOSS_DIGITS = 32, 12, 6
@@ -139,14 +142,33 @@ class Facts:
         recipe = self.recipe
         said = tuple(statement(recipe, self.records))
         if recipe.privacy.unit == "none" or recipe.simulation.reproducible_noise:
-            return Privacy(unit=recipe.privacy.unit, statement=said)
+            return Privacy(unit=recipe.privacy.unit, statement=said, secure_sums=self._sums())
         mechanism = _of_examples if recipe.privacy.unit == "example" else _of_clients
         return Privacy(
             unit=recipe.privacy.unit,
             epsilon=recipe.privacy.epsilon,  # each site's noise is made for it: the largest, too
             delta=recipe.privacy.delta,
             statement=said,
+            secure_sums=self._sums(),
             **mechanism(recipe),
+        )
+
+    def _sums(self) -> SecureSums | None:
+        """Return on whom secure sums rest, and how exact they were."""
+        recipe = self.recipe
+        if not recipe.privacy.secure_aggregation or recipe.privacy.threat_model is None:
+            return None
+        terms = terms_of(recipe)
+        sums = sums_of(self.records).values()
+        return SecureSums(
+            threat_model=recipe.privacy.threat_model,
+            cohort=terms.members,
+            threshold=terms.threshold,
+            neighbours=terms.degree,
+            colluders=recipe.colluders,
+            fewest=terms_of(recipe).fewest_summed,
+            clip=recipe.secure_clip_norm,
+            error_bound=max((s["error_bound"] for s in sums if "error_bound" in s), default=None),
         )
 
     def evaluation(self) -> Evaluation:

@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from fedlora.cli import client_evidence
 from fedlora.errors import EnrolmentError
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.enrolment import JoinBundle, certificate_fingerprint
+from fedlora.runtime.secure_terms import STAGES
 from fedlora.runtime.server.authority import Authority
 from fedlora.signing import Signer, new_key
-from tests.evidence import Site, configured, decided, received, refused, signer
+from tests.evidence import Site, configured, decided, received, refused, released, signer
 
 
 @pytest.fixture
@@ -100,6 +102,24 @@ def test_verify_says_what_is_proven_and_what_not(evidence, folder):
     assert "The aggregator has signed that it saw entries 1 to 4" in out
     assert "No receipt covers the entries after 4" in out
     assert "not proven  That noise was added" in out
+
+
+def test_stages_of_a_secure_sum_are_shown_verified_and_packed(evidence, folder, tmp_path):
+    """As any other instruction and answer."""
+    log, stages = Site(folder.evidence, gate=Signer.load(folder.gate_key)).log(), []
+    for stage in STAGES:
+        asked, answer = received(log, 3), released(log, 3)
+        log.append(replace(asked, purpose=f"train.{stage}"))
+        log.append(replace(answer, purpose=f"train.{stage}", metrics=()))
+        stages.append(evidence("show", "--dir", folder.path, "--last", 2)[1])
+    names = "share keys", "masked update", "sign who is in", "reveal shares"
+    for name, shown in zip(names, stages, strict=True):
+        assert shown.count(f"secure sum: {name}") == 2
+    assert evidence("verify", "--dir", folder.path)[0] == 0
+    assert evidence("export", "--dir", folder.path, "--to", tmp_path / "pack")[0] == 0
+    assert evidence("verify", tmp_path / "pack")[0] == 0
+    page = (tmp_path / "pack" / "evidence.html").read_text(encoding="utf-8")
+    assert all(f"secure sum: {name}" in page for name in names)
 
 
 def test_verify_names_what_is_broken(evidence, folder):

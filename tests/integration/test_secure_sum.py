@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
 
-from fedlora.errors import RunError
+from fedlora.errors import RecipeError, RunError
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
 from fedlora.privacy.ledger import Ledger
 from fedlora.recipe import Recipe
@@ -20,6 +20,7 @@ from fedlora.runtime.charges import round_charge
 from fedlora.runtime.fixed_point import fixed_point_of
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
+from fedlora.runtime.secure_traffic import talk_of
 from fedlora.runtime.simulation import sites_in
 from fedlora.runtime.site import secure_sum
 from fedlora.runtime.site.client import app
@@ -129,6 +130,23 @@ def test_who_is_lost_before_the_sum_is_not_in_it(four_sites, tmp_path, stage, fa
     assert (trained(secure) - trained(plain)).abs().max() < 1e-6
 
 
+def test_traffic_is_what_the_plan_said(four_sites, tmp_path):
+    """Up to the byte; down but for the header of the adapter."""
+    recipe = four_sites(SECURE)
+    record, planned = play(recipe, tmp_path / "secure").records()[-1], plan(recipe)
+    assert record["bytes_up"] == 4 * planned.bytes_up
+    header = record["bytes_down"] / 4 - planned.bytes_down
+    assert 0 < header < 4096
+    assert talk_of(recipe).down > 3 * talk_of(recipe).up / 2
+
+
+def test_a_plan_refuses_sums_that_cannot_be(four_sites):
+    """Before any data is read, as does an aggregator to which such a recipe is submitted."""
+    recipe = four_sites(SECURE, "federation.local_steps=1000000000", "datasets=[{path: nowhere}]")
+    with pytest.raises(RecipeError, match=r"secure_aggregation.*weights.*federation.max_weight"):
+        plan(recipe)
+
+
 @pytest.mark.parametrize("fate", [lost, garbled])
 @pytest.mark.parametrize("stage", ["train.sign", "train.reveal"])
 def test_who_is_lost_after_it_stays_in_the_sum(four_sites, tmp_path, stage, fate):
@@ -136,6 +154,7 @@ def test_who_is_lost_after_it_stays_in_the_sum(four_sites, tmp_path, stage, fate
     secure = play(four_sites(SECURE), tmp_path / "secure", {("b", stage): fate})
     plain = play(four_sites(), tmp_path / "plain")
     assert list(secure.records()[-1]["folded"]) == list("abcd")
+    assert list(secure.records()[-1]["secure_sum"]["late"]) == ["b"]
     assert (trained(secure) - trained(plain)).abs().max() < 1e-6
 
 

@@ -58,6 +58,8 @@ class Fold:
     refused: dict[str, str] = field(default_factory=dict)
     received_bytes: int = 0
     """Of all updates of the cohort, refused ones too."""
+    sent_bytes: int = 0
+    """That its clients were sent besides what they train on; none."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the round's record says besides; nothing."""
     _next: int = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord
+from flwr.app import Message as Instruction
 from google.protobuf.message import Message
 
 from fedlora.adapter import AdapterState, AdapterUpdate
@@ -51,6 +52,8 @@ class SecureSum:
     folded: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     received_bytes: int = 0
+    sent_bytes: int = 0
+    """Of the stages that follow training."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the round's record says of the sum."""
     lost: dict[str, str] = field(default_factory=dict)
@@ -120,7 +123,7 @@ class SecureSum:
                     f"Round {self.envelope.round}: there is no secure sum. {error} Nothing was "
                     f"revealed; resume the run, and the round is played again.{reasons}"
                 ) from None
-            self.facts["secure_sum"] = {"abandoned": str(error)}
+            self.facts["secure_sum"] = {"abandoned": str(error), **self._late()}
             self.refused |= self.lost
             return None
         self._note(weight)
@@ -156,17 +159,17 @@ class SecureSum:
 
     def _stage(self, stage: str, asked: Mapping[str, Message]) -> Iterator[tuple[str, bytes]]:
         """Ask members for a stage's answer; yield those that come in time."""
-        messages = [
-            message
-            for site, content in asked.items()
-            for message in self.exchange.instructions(
+        messages: list[Instruction] = []
+        for site, what in asked.items():
+            payload = what.SerializeToString()
+            self.sent_bytes += len(payload)
+            messages += self.exchange.instructions(
                 [site],
                 f"train.{stage}",
                 self.task,
-                arrays=records.pack(content.SerializeToString()),
+                arrays=records.pack(payload),
                 tell=self.logs.tell,
             )
-        ]
         timeout, answered = self.recipe.federation.stage_timeout, set[str]()
         for reply in self.exchange.send(messages, timeout=timeout):
             site = self.exchange.sender(reply)
@@ -205,7 +208,13 @@ class SecureSum:
             "summed": len(collector.survivors),
             **({} if uniform else {"num_examples": weight}),
             "error_bound": self._fixed.error_bound(weight),
+            **self._late(),
         }
+
+    def _late(self) -> dict[str, Any]:
+        """Return who was lost with a vector in the sum already, and why, if anybody was."""
+        late = {site: self.lost[site] for site in self._collector.survivors if site in self.lost}
+        return {"late": late} if late else {}
 
     def _count(self, site: str, payload: bytes) -> None:
         self.received_bytes += len(payload)

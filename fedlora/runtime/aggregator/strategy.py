@@ -114,7 +114,7 @@ class FederatedLora(Strategy):
             tail=self._tail,
             **fold.facts,
             **measured.facts(),
-            bytes_down=down + bytes_down,
+            bytes_down=down + fold.sent_bytes + bytes_down,
             bytes_up=fold.received_bytes,
         )
         del self._fold  # and with it the adapter that the round began from

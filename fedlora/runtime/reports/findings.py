@@ -199,6 +199,9 @@ def rounds(records: Sequence[Record]) -> list[dict[str, Any]]:
             "folded": len(record.get("folded") or ()),
             "cohort": len(record.get("cohort") or ()),
             "refused": dict(record.get("refused") or {}),
+            "error": fmt.number(_sum(record).get("error_bound")),
+            "abandoned": _sum(record).get("abandoned", ""),
+            "late": dict(_sum(record).get("late") or {}),
         }
         for record in records
     ]
@@ -210,7 +213,16 @@ def totals(shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         key: sum(row[key] for row in shown if math.isfinite(row[key]))
         for key in ("bytes_down", "bytes_up", "seconds", "tail", "folded", "cohort")
     }
-    return sums | {"refused": sum(len(row["refused"]) for row in shown)}
+    return sums | {
+        "refused": sum(len(row["refused"]) for row in shown),
+        "told": any(row["refused"] or row["late"] or row["abandoned"] for row in shown),
+        "masked": any(row["abandoned"] or math.isfinite(row["error"]) for row in shown),
+    }
+
+
+def _sum(record: Record) -> Mapping[str, Any]:
+    """Return what a record says of a round's secure sum; nothing where there was none."""
+    return record.get("secure_sum") or {}
 
 
 def _row(label: str, losses: Losses, *, kind: str) -> Trained:

@@ -31,6 +31,11 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{share:.{digits}%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 
+def tiny(value: float) -> str:
+    """Return a number that is far below 1, such as ``1.9e-07``."""
+    return f"{value:.1e}" if math.isfinite(value) else _NONE
+
+
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, such as ``1 site`` or ``4 sites``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ from fedlora import atomic
 from fedlora.errors import RunError
 from fedlora.recipe import Recipe
 from fedlora.runtime.aggregator.tracked import require_trackable
+from fedlora.runtime.fixed_point import require_sums
 from fedlora.runtime.lock import spec_of
 from fedlora.runtime.run_folder import RunFolder
 
@@ -75,9 +76,11 @@ class Runs:
         Raises:
             RecipeError: the recipe is not locked, or does not name its sites.
             RunError, RecipeError: as ``require_trackable``.
+        RecipeError: there can be no such secure sums.
             StorageError: the folder cannot be written.
         """
         require_trackable(recipe)
+        require_sums(recipe)
         run = RunFolder.create(recipe, spec_of(recipe), data={}, runs=self.folder)
         atomic.write_file(run.path / "wanted", "playing\n")
         return run

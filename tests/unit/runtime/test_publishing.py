@@ -137,6 +137,37 @@ def test_sites_have_pseudonyms(tmp_path):
     assert (len(key.read_bytes()), key.stat().st_mode & 0o777) == (32, 0o600)
 
 
+def test_a_manifest_says_how_updates_were_summed(tmp_path):
+    """On whom the sums rest and how exact they were; the sentences and the card say it too."""
+    secure = "privacy={unit: none, secure_aggregation: true, clip_norm: 2}"
+    facts = {"summed": 3, "members": 3, "error_bound": 1.4e-7}
+    run = played(tmp_path / "runs", secure, secure_sum=facts)
+    manifest = draft(run, tmp_path / "release")
+    assert manifest.privacy.secure_sums.model_dump() == {
+        "threat_model": "malicious-aggregator",
+        "cohort": 3,
+        "threshold": 3,
+        "neighbours": None,
+        "colluders": 0,
+        "fewest": 3,
+        "clip": 2.0,
+        "error_bound": 1.4e-7,
+    }
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "secure-aggregation" in card
+    assert "sums over 3 or more sites alone" in card
+    said = " ".join(manifest.privacy.statement)
+    assert "gave a sum, over 3 sites, the mean off by at most 1.4e-07 a value" in said
+    assert said in card.replace("\n\n", " ")
+
+
+def test_a_manifest_without_secure_sums_is_spelled_as_ever(tmp_path):
+    """So that those that were signed before there were any are read, and others read by them."""
+    manifest = draft(played(tmp_path / "runs"), tmp_path / "release")
+    assert b"secure_sums" not in manifest.to_json()
+    assert Manifest.from_json(manifest.to_json(), source="here") == manifest
+
+
 PROMISES = {
     "none": (),
     "example": (

@@ -37,6 +37,23 @@ def test_rounds_are_counted(entries):
     assert (second.received, second.released, second.bytes_out, second.refused) == (1, 0, 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("purpose", "shown"),
+    [
+        ("train.share", "secure sum: share keys"),
+        ("train.mask", "secure sum: masked update"),
+        ("train.sign", "secure sum: sign who is in"),
+        ("train.reveal", "secure sum: reveal shares"),
+    ],
+)
+def test_stages_of_a_secure_sum_have_names(entries, purpose, shown):
+    """What came and what left in each is a line like any other."""
+    for logged in (entries[1], entries[-2]):
+        staged = replace(logged, entry=replace(logged.entry, purpose=purpose))
+        assert line_of(staged).what == shown
+        assert shown in page_of([staged], site="north", key="")
+
+
 def test_the_page_shows_every_entry(entries):
     """In words, with the bytes in full; no script, and nothing of another file."""
     page = page_of(entries, site="north", key="SHA256:abc")

@@ -10,6 +10,7 @@ import pytest
 from fedlora.adapter import AdapterSpec, AdapterState, TensorSpec
 from fedlora.recipe import Recipe
 from fedlora.runtime.comparison import POOLED
+from fedlora.runtime.reports import format as fmt
 from fedlora.runtime.reports.report import write_report
 from fedlora.runtime.run_folder import Checkpoint, RunFolder
 
@@ -132,6 +133,37 @@ BASELINES = {
     "west": sums({"east": 5.2, "west": 3.4}),
     POOLED: sums({"east": 3.6, "west": 3.0}),
 }
+
+
+SECURE = {"unit": "none", "secure_aggregation": True}
+
+
+def test_a_secure_sum_is_told_by_round(make_run):
+    """Who was summed, how exact the mean is, who was lost when and why; no site's own numbers."""
+    sites, why = ("east", "north", "south", "west"), "lost in the secure sum, stage"
+    summed = {"summed": 3, "members": 4, "error_bound": 2.5e-7}
+    late = {**summed, "summed": 4, "late": {"west": f"{why} reveal: <b>"}}
+    rounds = [
+        {"round": 0, "seconds": 1.0, "bytes_down": 0, "bytes_up": 0, "evaluation": {}},
+        record(1, cohort=sites, refused={"east": f"{why} mask: no answer"}, secure_sum=summed),
+        record(2, cohort=sites, secure_sum=late),
+        record(3, cohort=sites, secure_sum={"abandoned": "The secret cannot be opened."}),
+    ]
+    for each in rounds[1:]:
+        each["folded"] = {site: {"bytes": 500} for site in each["folded"]}
+    rounds[3]["folded"] = {}
+    _, page = read(make_run(rounds, sites=sites, privacy=SECURE))
+    assert page.row("1")[1:3] == ["3 of 4", "2.5e-07"]
+    assert "east: lost in the secure sum, stage mask: no answer" in page.row("1")[-1]
+    assert (
+        "west, in the sum all the same: lost in the secure sum, stage reveal: <b>"
+        in (page.row("2")[-1])
+    )
+    assert page.row("3")[1:3] == ["0 of 4", fmt.tiny(math.nan)]
+    assert "No sum, and the adapter stays as it was: The secret" in page.row("3")[-1]
+    text = "".join(page.text)
+    assert "Of 3 rounds, 2 gave a sum, over 3 to 4 sites" in text
+    assert "nothing bounds what a sum says about them" in text
 
 
 def test_the_outcome_weighs_sites_by_their_tokens_and_names_the_gap_that_was_closed(make_run):
