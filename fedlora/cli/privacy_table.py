@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlora.recipe import Recipe
+from fedlora.runtime import secure_statement
 from fedlora.runtime.charges import round_charge
 from fedlora.runtime.privacy_plan import Line
 from fedlora.runtime.privacy_statement import NEIGHBOURS, against
@@ -29,6 +30,8 @@ def print_lines(recipe: Recipe, lines: Sequence[Line]) -> None:
         _print_clients(recipe, lines)
     else:
         _print_examples(recipe, lines)
+    if recipe.privacy.secure_aggregation:
+        _print_paragraph(f"\nSecure sum: {secure_statement.summary(recipe)}.")
 
 
 def _print_examples(recipe: Recipe, lines: Sequence[Line]) -> None:
