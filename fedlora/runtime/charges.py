@@ -191,16 +191,9 @@ def _honest_shares(recipe: Recipe) -> int:
     """Return how many shares of noise an opened sum has that no colluder knows, at least.
 
     Raises:
-        BudgetError: it may have none.
+        SecureSumError: no graph promises any.
     """
-    honest = terms_of(recipe).fewest_summed - recipe.colluders
-    if honest < 1:
-        raise BudgetError(
-            f"A sum may be opened of {honest + recipe.colluders} clients, of which "
-            f"{recipe.colluders} are taken for colluders, so that nobody's noise would be left. "
-            "Lower privacy.colluders or privacy.dropout_rate."
-        )
-    return honest
+    return terms_of(recipe).fewest_summed - recipe.colluders
 
 
 def _queries(recipe: Recipe) -> int:

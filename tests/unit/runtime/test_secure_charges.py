@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedlora.errors import BudgetError
+from fedlora.errors import SecureSumError
 from fedlora.privacy.accounting.calibration import epsilon, noise_multiplier
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
 from fedlora.recipe import Recipe
@@ -83,7 +83,7 @@ def noise_for(budget: float, *, like: Recipe) -> float:
 
 
 def test_large_cohorts_count_those_that_may_drop_out():
-    """Above 100 a sum is opened of all but the share that the recipe lets drop out."""
+    """Above 100 a tenth may be lost before the roster, and a tenth after it."""
     large = recipe_of(
         "federation.sites=200",
         "privacy.delta=1e-4",
@@ -91,11 +91,11 @@ def test_large_cohorts_count_those_that_may_drop_out():
         "privacy.dropout_rate=0.1",
         "privacy.colluders=20",
     )
-    assert secure_noise(large).shares == 180 - 20
+    assert secure_noise(large).shares == 160 - 20
 
 
-def test_more_colluders_than_summed_clients_are_refused():
-    """No share of the noise would be unknown to them."""
+def test_cohorts_that_no_graph_keeps_together_are_refused():
+    """No share of the noise would be unknown to the colluders."""
     recipe = recipe_of(
         "federation.sites=200",
         "privacy.delta=1e-4",
@@ -103,7 +103,7 @@ def test_more_colluders_than_summed_clients_are_refused():
         "privacy.dropout_rate=0.9",
         "privacy.colluders=20",
     )
-    with pytest.raises(BudgetError, match="nobody's noise"):
+    with pytest.raises(SecureSumError, match="No sparse graph"):
         round_charge(recipe)
 
 
