@@ -32,8 +32,8 @@ def plan(
 
     from fedlora.cli.privacy_table import print_lines
     from fedlora.errors import BudgetError
+    from fedlora.runtime.fixed_point import require_sums
     from fedlora.runtime.privacy_plan import absurdity, lines
-    from fedlora.runtime.secure_terms import require_sums
 
     require_sums(recipe)
     planned = lines(recipe)

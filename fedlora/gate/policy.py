@@ -148,7 +148,7 @@ class Policy(Section):
 
         Args:
             members: the sites that are to be in the sum, this one among them; each is pinned.
-            last: those that were in the last sum of the same run; none before the first.
+            last: those of the last sum that the site was in; none before the first.
 
         Raises:
             PolicyError: it may not; each reason is named.

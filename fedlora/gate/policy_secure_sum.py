@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fedlora.recipe import Recipe
-from fedlora.sections import FEWEST, Section, ThreatModel
+from fedlora.sections import FEWEST, LARGEST_COMPLETE, Section, ThreatModel
 
 
 class SecureSumBounds(Section):
@@ -29,8 +29,9 @@ class SecureSumBounds(Section):
     colluders: Annotated[int, Field(ge=0)] = 0
     """Sites of a cohort that must be allowed to tell the aggregator all that they know."""
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0
-    """Of the sites in the last sum or the next, the share that must be in both. The difference of
-    two sums tells of those in one of them alone; 1 allows the same cohort and no other."""
+    """Of the sites in the last sum, of whatever run, or the next, the share that must be in both.
+    The difference of two sums tells of those in one of them alone; 1 allows those of the first sum
+    and no others, ever."""
     require_dp: bool = False
     """Sums must be noised too, by ``privacy.unit: example`` or ``client``."""
 
@@ -48,6 +49,9 @@ class SecureSumBounds(Section):
         if recipe.colluders < self.colluders:
             stood = f"a threshold against {recipe.colluders}"
             yield _line("colluders", f"at least {self.colluders}", stood)
+        if self.min_overlap and recipe.cohort_size > LARGEST_COMPLETE:
+            seen = f"a cohort of {recipe.cohort_size}, of which a site sees its neighbours alone"
+            yield _line("min_overlap", f"at most {LARGEST_COMPLETE} sites", seen)
         if self.require_dp and recipe.privacy.unit == "none":
             yield _line("require_dp", "privacy.unit: example or client", "none")
 
@@ -56,7 +60,7 @@ class SecureSumBounds(Section):
 
         Args:
             members: the sites that are to be in the sum, this one among them.
-            last: those that were in the last sum of the same run; none before the first.
+            last: those of the last sum that the site was in; none before the first.
         """
         now, before = set(members), set(last)
         if len(now) < self.min_cohort:

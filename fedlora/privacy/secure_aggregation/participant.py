@@ -203,14 +203,17 @@ class Participant:
         if len(set(identities.values())) < len(members):
             raise SecureSumError("Two members of the roster have one key.")
         self.terms.require_enough(len(members), of="are in the roster")
-        self.admit(members.keys())
-        complete = self.terms.degree is None
         self._members = members
-        self._digest = statements.roster_digest(roster.members) if complete else roster.digest
+        self._digest = statements.roster_digest(roster.members) if self._all_seen else roster.digest
 
     @property
     def _most(self) -> int:
         return self.terms.members if self.terms.degree is None else self.terms.degree + 1
+
+    @property
+    def _all_seen(self) -> bool:
+        """Whether this site is shown all members, rather than its neighbours."""
+        return self.terms.degree is None
 
     def _take(self, survivors: pb.Survivors) -> None:
         sites = tuple(survivors.sites)
@@ -221,7 +224,8 @@ class Participant:
                 "in order, each once."
             )
         self.terms.require_enough(len(sites), of="have sent a masked vector")
-        self.admit(sites)
+        if self._all_seen:
+            self.admit(sites)
         self._survivors = sites
 
     def _require_signed(self, signatures: Mapping[str, bytes]) -> None:

@@ -124,7 +124,7 @@ class SecureSum:
                     f"revealed; resume the run, and the round is played again.{reasons}"
                 ) from None
             self.facts["secure_sum"] = {"abandoned": str(error), **self._late()}
-            self.refused |= self.lost
+            self.refused |= dict.fromkeys(self.admitted, "its sum was abandoned") | self.lost
             return None
         self._note(weight)
         self.refused |= {s: why for s, why in self.lost.items() if s not in self.folded}
@@ -222,5 +222,7 @@ class SecureSum:
 
     @property
     def _was_revealed(self) -> bool:
-        """Whether a client says that it has revealed its shares in an attempt before a stop."""
-        return any(REVEALED in why for why in (*self.refused.values(), *self.lost.values()))
+        """Whether so many clients are in a sum of before a stop that there can be no other."""
+        reasons = (*self.refused.values(), *self.lost.values())
+        left = len(self.cohort) - sum(REVEALED in reason for reason in reasons)
+        return left < self._collector.terms.threshold

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message
@@ -52,7 +52,7 @@ class Identity(Protocol):
 
         Args:
             members: the site itself among them.
-            last: those of the run's last sum; none before it.
+            last: those of the last sum that the site was in, in whatever run; none before it.
 
         Raises:
             PolicyError: it may not.
@@ -61,31 +61,20 @@ class Identity(Protocol):
 
 @dataclass(frozen=True)
 class Summed:
-    """The sums that a site has revealed its shares for, in whatever run: on disk before it does.
+    """The sums that a site is in, in whatever run: on disk before it agrees to one.
 
-    Two sums with one update in both, over different members, tell the difference of these. So an
-    update that is in one sum is in no other, but over the same members: that is the same sum.
+    Two sums with one update in both tell the difference of what else is in them. So an update that
+    is in one sum is in no other, but in the same over again: of the same recipe, run and round,
+    over the same members.
     """
 
     site: str
 
-    def require_same(self, update: str, members: Collection[str]) -> None:
-        """Do nothing if an update is in no sum yet, or in one over exactly these members.
+    def require_none(self, update: str) -> None:
+        """Do nothing if an update is in no sum: with fresh noise not even the same is the same.
 
         Args:
             update: SHA-256 of its values.
-            members: of the sum that is to be.
-
-        Raises:
-            SummedError: it is in another.
-            StorageError: the record cannot be read.
-        """
-        before = self._all().get(update)
-        if before is not None and set(before) != set(members):
-            raise SummedError(REVEALED)
-
-    def require_none(self, update: str) -> None:
-        """Do nothing if an update is in no sum: of fresh noise not even the same sum is the same.
 
         Raises:
             SummedError: it is in one.
@@ -94,16 +83,22 @@ class Summed:
         if update in self._all():
             raise SummedError(REVEALED)
 
-    def keep(self, update: str, members: Collection[str]) -> None:
-        """Note that the site reveals its shares.
+    def keep(self, update: str, *, context: bytes, members: Collection[str]) -> None:
+        """Note that an update is to be in a sum.
+
+        Args:
+            update: SHA-256 of its values.
+            context: what all members have signed of the sum: recipe, base, adapter, run and round.
+            members: of the sum.
 
         Raises:
-            SummedError: as ``require_same``.
+            SummedError: it is in another.
             StorageError: the record cannot be read or written.
         """
-        self.require_same(update, members)
-        facts = {**self._all(), update: sorted(members)}
-        atomic.write_file(self._path, json.dumps(facts, indent=1))
+        known, this = self._all(), {"context": context.hex(), "members": sorted(members)}
+        if known.pop(update, this) != this:
+            raise SummedError(REVEALED)
+        atomic.write_file(self._path, json.dumps({**known, update: this}, indent=1))
 
     def last(self) -> Collection[str]:
         """Return the members of the last sum; none before the first.
@@ -111,14 +106,14 @@ class Summed:
         Raises:
             StorageError: the record cannot be read.
         """
-        return next(reversed(self._all().values()), ())
+        return next((sum_["members"] for sum_ in reversed(self._all().values())), ())
 
     @property
     def _path(self) -> Path:
         return site_folder(self.site) / "summed.json"
 
-    def _all(self) -> dict[str, list[str]]:
-        """Return the members of each sum by the site's update, the last one last."""
+    def _all(self) -> dict[str, Any]:
+        """Return each sum by the update that is in it, the last one last."""
         try:
             found = json.loads(self._path.read_text(encoding="ascii"))
         except FileNotFoundError:
@@ -206,21 +201,36 @@ def answer_stage(message: Message, context: Context) -> Message:
             f"{stage} is asked for round {asked.envelope.round}, but the site has no keys for it: "
             "it has not trained by this recipe, or was started anew since."
         )
-    payload, participant = records.unpack(message.content), attempt.participant
+    try:
+        payload = records.unpack(message.content)
+        return _reply(_answered(asked, attempt, stage=stage, payload=payload), message)
+    except Exception:
+        _attempts.pop(key, None)  # nothing follows a stage that failed: its secrets end with it
+        raise
+
+
+def _answered(asked: Asked, attempt: _Attempt, *, stage: str, payload: bytes) -> bytes:
+    participant = attempt.participant
+
+    def keep(members: Collection[str]) -> None:
+        summed = Summed(asked.site)
+        summed.keep(attempt.update, context=participant.context, members=members)
+
     match stage:
         case "share":
-            return _reply(participant.share(read(pb.Roster, payload)).SerializeToString(), message)
+            return participant.share(read(pb.Roster, payload)).SerializeToString()
         case "mask":
-            return _reply(_masked(asked, attempt, read(pb.Inbox, payload)), message)
+            return _masked(asked, attempt, read(pb.Inbox, payload))
         case "sign":
             survivors = read(pb.Survivors, payload)
-            Summed(asked.site).require_same(attempt.update, survivors.sites)
-            return _reply(participant.sign(survivors).SerializeToString(), message)
+            signature = participant.sign(survivors)
+            keep(survivors.sites)
+            return signature.SerializeToString()
     unmasking = read(pb.Unmasking, payload)
     revealed = participant.reveal(unmasking)
-    Summed(asked.site).keep(attempt.update, unmasking.survivors.sites)
-    del _attempts[key]
-    return _reply(revealed.SerializeToString(), message)
+    keep(unmasking.survivors.sites)
+    del _attempts[asked.site, asked.envelope.run]
+    return revealed.SerializeToString()
 
 
 def stage_of(message: Message) -> str:

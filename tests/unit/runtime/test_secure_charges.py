@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedlora.errors import SecureSumError
+from fedlora.errors import BudgetError
 from fedlora.privacy.accounting.calibration import epsilon, noise_multiplier
 from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
 from fedlora.recipe import Recipe
@@ -103,7 +103,7 @@ def test_cohorts_that_no_graph_keeps_together_are_refused():
         "privacy.dropout_rate=0.9",
         "privacy.colluders=20",
     )
-    with pytest.raises(SecureSumError, match="No sparse graph"):
+    with pytest.raises(BudgetError, match="No sparse graph"):
         round_charge(recipe)
 
 
