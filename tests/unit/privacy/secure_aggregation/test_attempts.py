@@ -8,7 +8,12 @@ import pytest
 from fedlora.errors import FedloraError, SecureSumError
 from fedlora.privacy.secure_aggregation.terms import Terms
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
-from simulations.secure_sum_lies import sites_of, split_inboxes, split_survivors
+from simulations.secure_sum_lies import (
+    scatter_survivors,
+    sites_of,
+    split_inboxes,
+    split_survivors,
+)
 from simulations.secure_sum_spy import Spy
 from simulations.secure_sums import Cohort, losing, new_vectors, plain_sum, terms_for
 
@@ -76,6 +81,23 @@ def test_one_below_split_inboxes_open_a_member(members, colluders):
     split_inboxes(cohort, colluders)
     sums = opened_of(cohort, colluders)
     assert np.array_equal(sums[frozenset([victim])], cohort.vectors[victim])
+
+
+@pytest.mark.parametrize(("members", "threshold", "colluders"), [(10, 6, 0), (12, 8, 2), (9, 5, 0)])
+def test_signatures_keep_survivors_from_being_scattered(members, threshold, colluders):
+    """Each member may be told of others: that no secret has both its shares is not enough.
+
+    The same terms without signatures, which trust the aggregator, do not stand one that lies.
+    """
+    signed = cohort_of(members, threshold=threshold, colluders=colluders)
+    scatter_survivors(signed, colluders)
+    assert signed.lost == signed.revealed == {}
+    assert opened_of(signed, colluders) == {}
+    trusting = cohort_of(members, threshold=threshold, colluders=colluders, signed=False)
+    scatter_survivors(trusting, colluders)
+    victim, *_ = sites_of(trusting, colluders)
+    sums = opened_of(trusting, colluders)
+    assert np.array_equal(sums[frozenset([victim])], trusting.vectors[victim])
 
 
 @pytest.mark.parametrize("members", [3, 7])
