@@ -200,8 +200,7 @@ class Cohort:
         """Ask sites for their answers; take those that are some."""
         for site, message in told.items():
             try:
-                told = self.tell(site, message)
-                answer = self.change(stage, site, self.answer(site, told))
+                answer = self.change(stage, site, self.answer(site, self.tell(site, message)))
                 if answer is None:
                     raise SecureSumError("no answer")
                 take(site, answer)
