@@ -130,7 +130,7 @@ class Cohort:
             for site in self.vectors
         }
         size = len(next(iter(self.vectors.values())))
-        self.collector = Collector(terms=self.terms, size=size)
+        self.collector = Collector(terms=self.terms, context=CONTEXT, size=size)
 
     def total(self) -> Vector:
         """Play all stages; return the sum.

@@ -45,7 +45,7 @@ class Attempt:
             signed=True,
         )
         members = [_member(f"site-{place}", terms) for place in range(clients)]
-        collector = Collector(terms=terms, size=size)
+        collector = Collector(terms=terms, context=bytes(32), size=size)
         advertised = [member.advertise() for member in members]
         for member, advertisement in zip(members, advertised, strict=True):
             collector.take_advertisement(member.site, advertisement)

@@ -5,6 +5,7 @@ import importlib
 
 CAMPAIGNS = {
     "download": "readers, publishers and registries killed: pulls resume, nothing half is visible",
+    "dropouts": "members lost or lying at any stage of a secure sum, and lying aggregators",
     "faults": "each fault that a deployment must survive, at random moments of a real one",
     "hostile": "what a hostile aggregator and a hostile trainer try, and what stops each",
     "tamper": "changes to files, manifests, signatures and indices on their way to a reader",

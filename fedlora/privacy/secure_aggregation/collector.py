@@ -1,6 +1,5 @@
 """The aggregator's part in one attempt at a secure sum."""
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -31,6 +30,8 @@ class Collector:
     """
 
     terms: Terms
+    context: bytes
+    """SHA-256 of what is summed, as each member must have signed it."""
     size: int
     """Values of a vector."""
     _advertised: dict[str, pb.Advertisement] = field(default_factory=dict)
@@ -65,6 +66,8 @@ class Collector:
         statements.require_signed(said)
         if said.site != site:
             raise SecureSumError(f"{site} advertises the keys of {said.site!r:.80}.")
+        if said.context != self.context:
+            raise SecureSumError(f"{site} signs another recipe, base, adapter or round.")
         known = {other.identity for other in self._advertised.values()}
         if site in self._advertised or said.identity in known:
             raise SecureSumError(f"{site}, or another site by its key, has advertised before.")
@@ -74,14 +77,8 @@ class Collector:
         self._advertised[site] = said
 
     def rosters(self) -> Mapping[str, pb.Roster]:
-        """Return each member's roster: all members, or it and its neighbours in a random graph.
-
-        Who says that it was given something else than most is left out: all others would refuse it.
-        """
-        contexts = Counter(said.context for said in self._advertised.values())
-        usual = max(contexts, key=contexts.__getitem__, default=b"")
-        members = {s: said for s, said in self._advertised.items() if said.context == usual}
-        self._advertised = members
+        """Return each member's roster: all members, or it and its neighbours in a random graph."""
+        members = self._advertised
         self.terms.require_enough(len(members), of="have trained", least=self.terms.fewest)
         sites = sorted(members)
         for site, others in zip(

@@ -8,9 +8,14 @@ import pytest
 from fedlora.errors import FedloraError, SecureSumError
 from fedlora.privacy.secure_aggregation.terms import Terms
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
-from simulations.secure_sum_lies import sites_of, split_inboxes, split_survivors
+from simulations.secure_sum_lies import (
+    scatter_survivors,
+    sites_of,
+    split_inboxes,
+    split_survivors,
+)
 from simulations.secure_sum_spy import Spy
-from simulations.secure_sums import Cohort, losing, new_vectors, plain_sum, terms_for
+from simulations.secure_sums import CONTEXT, Cohort, losing, new_vectors, plain_sum, terms_for
 
 BOUNDS = [(4, 0), (5, 1), (6, 0), (7, 2), (8, 3), (9, 1)]
 """Members and colluders."""
@@ -76,6 +81,23 @@ def test_one_below_split_inboxes_open_a_member(members, colluders):
     split_inboxes(cohort, colluders)
     sums = opened_of(cohort, colluders)
     assert np.array_equal(sums[frozenset([victim])], cohort.vectors[victim])
+
+
+@pytest.mark.parametrize(("members", "threshold", "colluders"), [(10, 6, 0), (12, 8, 2), (9, 5, 0)])
+def test_signatures_keep_survivors_from_being_scattered(members, threshold, colluders):
+    """Each member may be told of others: that no secret has both its shares is not enough.
+
+    The same terms without signatures, which trust the aggregator, do not stand one that lies.
+    """
+    signed = cohort_of(members, threshold=threshold, colluders=colluders)
+    scatter_survivors(signed, colluders)
+    assert signed.lost == signed.revealed == {}
+    assert opened_of(signed, colluders) == {}
+    trusting = cohort_of(members, threshold=threshold, colluders=colluders, signed=False)
+    scatter_survivors(trusting, colluders)
+    victim, *_ = sites_of(trusting, colluders)
+    sums = opened_of(trusting, colluders)
+    assert np.array_equal(sums[frozenset([victim])], trusting.vectors[victim])
 
 
 @pytest.mark.parametrize("members", [3, 7])
@@ -186,12 +208,12 @@ def test_a_member_is_played_by_none_but_itself():
 
 
 def test_different_adapters_are_summed_with_nobody():
-    """Who was sent another than most is left out; the others see nothing of it in their roster."""
+    """Who was sent another is left out; the others see nothing of it in their roster."""
     cohort = cohort_of(5, threshold=4)
     cohort = Cohort(
         cohort.vectors,
         cohort.terms,
-        context=lambda site: bytes([site == "site-0000"]) * 32,
+        context=lambda site: bytes(32) if site == "site-0000" else CONTEXT,
     )
     assert np.array_equal(
         cohort.total(), plain_sum(cohort.vectors, cohort.vectors.keys() - {"site-0000"})

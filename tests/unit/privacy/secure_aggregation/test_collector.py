@@ -84,8 +84,8 @@ def test_a_member_advertises_for_itself_alone(cohort):
         cohort.collector.take_advertisement(ODD, said)
 
 
-def test_the_first_to_advertise_does_not_say_what_is_summed(cohort):
-    """What most were given is: another word keeps nobody out but who gave it."""
+def test_who_signs_another_context_is_left_out(cohort):
+    """It keeps nobody else out, be it the first to advertise."""
     cohort.participants[ODD].context = bytes(32)
     assert sum_of_the_others(cohort)
 

@@ -63,7 +63,8 @@ class Aggregator:
     def until_mask(self) -> pb.Inbox:
         """Play the stages up to the inbox of the site; return it."""
         own = pb.Advertisement.FromString(records.unpack(self.ask("").content))
-        self.collector = Collector(terms=self.terms, size=SPEC.part(frozenset({"B"})).size + 1)
+        size = SPEC.part(frozenset({"B"})).size + 1
+        self.collector = Collector(terms=self.terms, context=own.context, size=size)
         self.collector.take_advertisement(SITE, own)
         self.peers = {
             name: Participant(
