@@ -5,7 +5,6 @@ the aggregator has shown it with whom it is to be summed (``privacy.secure_aggre
 """
 
 import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from pydantic import TypeAdapter
 
 from fedlora import atomic
 from fedlora.adapter import AdapterUpdate
@@ -28,6 +28,7 @@ from fedlora.runtime.secure_terms import REVEALED, STAGES, context_of, terms_of
 from fedlora.runtime.site.asked import Asked
 from fedlora.runtime.site.memory import SiteMemory, site_folder
 from fedlora.runtime.site.outbox import Outbox
+from fedlora.sections import Digest
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.signing import PublicKey, Signer
 from fedlora.wire.codec import Envelope, decode_update
@@ -57,6 +58,9 @@ class Identity(Protocol):
         Raises:
             PolicyError: it may not.
         """
+
+
+_SUMS = TypeAdapter(dict[Digest, list[str]])
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Summed:
         """
         self.require_same(update, members)
         facts = {**self._all(), update: sorted(members)}
-        atomic.write_file(self._path, json.dumps(facts, indent=1))
+        atomic.write_file(self._path, _SUMS.dump_json(facts, indent=1))
 
     def last(self) -> Collection[str]:
         """Return the members of the last sum; none before the first.
@@ -120,7 +124,7 @@ class Summed:
     def _all(self) -> dict[str, list[str]]:
         """Return the members of each sum by the site's update, the last one last."""
         try:
-            found = json.loads(self._path.read_text(encoding="ascii"))
+            return _SUMS.validate_json(self._path.read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -128,7 +132,6 @@ class Summed:
                 f"{self._path}: the sums that the site has been in cannot be read ({error}). Put "
                 "the file back from a backup: without it, nothing is summed."
             ) from None
-        return dict(found)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 from flwr.app import Message
-from tests.secure_sums import new_signer
 
 from fedlora.lock import BaseDigests
 from fedlora.privacy.secure_aggregation.collector import Collector
@@ -19,6 +18,7 @@ from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.signing import PublicKey, Signer
 from fedlora.wire.encodings import encoded_size
 from simulations.campaigns.gated_site import SITE, GatedSite, gated
+from simulations.secure_sums import new_signer
 from tests.strategies import make_spec
 from tests.unit.runtime.client.test_gatekeeper import POLICY, work
 
