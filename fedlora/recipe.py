@@ -5,6 +5,7 @@ All of it is resolved and checked before anything is loaded.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -188,7 +189,7 @@ class Recipe(Keys):
     @property
     def digest(self) -> str:
         """SHA-256 of the resolved recipe, in hexadecimal."""
-        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+        return _digest_of(self)
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "recipe", overrides: Sequence[str] = ()) -> Self:
@@ -235,3 +236,9 @@ def read_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: the recipe cannot be read ({error}).") from None
     return Recipe.from_yaml(text, source=str(path), overrides=overrides)
+
+
+@lru_cache(maxsize=16)
+def _digest_of(recipe: Recipe) -> str:
+    """Return the digest of a recipe, which with a thousand sites takes 0.1 s to write out."""
+    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "deployment_round": "a deployed round beside training, against stock Flower",
     "download": "pulling an adapter from a registry, beside a plain gRPC stream and plain HTTP",
     "secure_sum": "an attempt at a secure sum, against Flower's SecAgg+ and against no masks",
+    "secure_cohorts": "secure sums of 125 to 1,000 clients: what one costs, by their number",
     "evidence": "what a signed log of each answer costs, beside encoding the answer alone",
 }
 

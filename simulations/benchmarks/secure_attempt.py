@@ -44,7 +44,7 @@ class Attempt:
             colluders=2 * threshold - clients - 1,
             signed=True,
         )
-        members = [_member(f"site-{place}", terms) for place in range(clients)]
+        members = [member_of(f"site-{place}", terms) for place in range(clients)]
         collector = Collector(terms=terms, context=bytes(32), size=size)
         advertised = [member.advertise() for member in members]
         for member, advertisement in zip(members, advertised, strict=True):
@@ -88,7 +88,8 @@ class Attempt:
         return self.collector.total()
 
 
-def _member(site: str, terms: Terms) -> Participant:
+def member_of(site: str, terms: Terms) -> Participant:
+    """Return a client who knows all others, whatever their keys."""
     return Participant(
         site=site,
         signer=Signer(Ed25519PrivateKey.generate()),

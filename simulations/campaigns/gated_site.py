@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import PARTITION_ID_KEY
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlora import atomic
 from fedlora.adapter import AdapterState
 from fedlora.gate.chain import AdapterChain
 from fedlora.gate.evidence.log import EvidenceLog
@@ -24,11 +25,14 @@ from fedlora.runtime.client.configuration import SiteConfiguration
 from fedlora.runtime.client.folder import SiteFolder
 from fedlora.runtime.client.gatekeeper import Gatekeeper
 from fedlora.runtime.client.identity import GateIdentity
+from fedlora.runtime.client.peers import read_peers, write_peers
+from fedlora.runtime.enrolment import JoinBundle, certificate_fingerprint
 from fedlora.runtime.lock import spec_of
+from fedlora.runtime.server.authority import Authority
 from fedlora.runtime.site import client
 from fedlora.runtime.site.budget import site_ledger
 from fedlora.runtime.site.memory import FOLDER
-from fedlora.signing import Signer
+from fedlora.signing import PublicKey, Signer
 from fedlora.wire.codec import Envelope, encode_state
 
 SITE = "north"
@@ -76,6 +80,11 @@ class GatedSite:
     gate: Gatekeeper
     trainer: WatchedTrainer
     aggregator: Signer
+    folder: SiteFolder
+
+    def pin(self, name: str, key: PublicKey) -> None:
+        """Pin another site to its gate's key, as the operator does."""
+        write_peers(self.folder, read_peers(self.folder).adding(name, key.fingerprint))
 
     def receipt(self, **changes: Any) -> Receipt:  # noqa: ANN401 - as a receipt's fields
         """Return the aggregator's word of how far the site's log has come, or another word."""
@@ -163,6 +172,7 @@ def gated(
     gate, aggregator = (
         Signer(Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32)) for n in (1, 2)
     )
+    _enrol(site, gate=gate.public, aggregator=aggregator.public)
     evidence = EvidenceLog(site.evidence, site=SITE, signer=gate)
     trainer = WatchedTrainer(work=work)
     own = SiteConfiguration.model_validate(values)
@@ -179,8 +189,24 @@ def gated(
     before = os.environ.get(FOLDER)
     os.environ[FOLDER] = str(site.sites)
     try:
-        yield GatedSite(recipe=recipe, gate=keeper, trainer=trainer, aggregator=aggregator)
+        yield GatedSite(
+            recipe=recipe, gate=keeper, trainer=trainer, aggregator=aggregator, folder=site
+        )
     finally:
         del os.environ[FOLDER]
         if before is not None:
             os.environ[FOLDER] = before
+
+
+def _enrol(site: SiteFolder, *, gate: PublicKey, aggregator: PublicKey) -> None:
+    """Write what a site has once it is enrolled, and its gate reads."""
+    authority = Authority.new()
+    bundle = JoinBundle(
+        site=SITE,
+        aggregator="127.0.0.1:1",
+        ca_certificate=authority.pair().certificate.decode(),
+        ca_fingerprint=certificate_fingerprint(authority.certificate),
+        aggregator_key=aggregator.text,
+    )
+    atomic.write_file(site.join, bundle.to_yaml())
+    atomic.write_file(site.gate_key.with_name(f"{site.gate_key.name}.pub"), f"{gate.text}\n")

@@ -1,6 +1,6 @@
 """Keys that two sites agree on, and what one seals for the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from cryptography.exceptions import InvalidTag
@@ -30,6 +30,8 @@ class KeyPair:
     """32 bytes."""
     public: bytes
     """32 bytes."""
+    _key: X25519PrivateKey = field(compare=False)
+    """The private key, read once: that takes as long as an agreement."""
 
     @classmethod
     def generate(cls) -> Self:
@@ -50,7 +52,8 @@ class KeyPair:
 
     @classmethod
     def _of(cls, key: X25519PrivateKey) -> Self:
-        return cls(private=key.private_bytes_raw(), public=key.public_key().public_bytes_raw())
+        public = key.public_key().public_bytes_raw()
+        return cls(private=key.private_bytes_raw(), public=public, _key=key)
 
     def agree(self, peer_public: bytes, *, about: bytes) -> bytes:
         """Return the key that this pair and a peer's have in common.
@@ -75,7 +78,7 @@ class KeyPair:
         except ValueError:
             raise SecureSumError(_expected("a peer's public key", peer_public)) from None
         try:
-            secret = X25519PrivateKey.from_private_bytes(self.private).exchange(peer)
+            secret = self._key.exchange(peer)
         except ValueError:  # all zero
             raise SecureSumError(
                 "A peer's public key is of low order: with it a key would be known to everybody. "

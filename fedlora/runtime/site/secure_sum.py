@@ -5,29 +5,27 @@ the aggregator has shown it with whom it is to be summed (``privacy.secure_aggre
 """
 
 import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from fedlora import atomic
 from fedlora.adapter import AdapterUpdate
-from fedlora.errors import PolicyError, StorageError, SummedError, WireError
+from fedlora.errors import PolicyError, WireError
 from fedlora.privacy.secure_aggregation.participant import Participant
 from fedlora.privacy.secure_aggregation.statements import read
 from fedlora.runtime import records
 from fedlora.runtime.account import noise_stream
 from fedlora.runtime.fixed_point import fixed_point_of
-from fedlora.runtime.secure_terms import REVEALED, STAGES, context_of, terms_of
+from fedlora.runtime.secure_terms import STAGES, context_of, terms_of
 from fedlora.runtime.site.asked import Asked
-from fedlora.runtime.site.memory import SiteMemory, site_folder
+from fedlora.runtime.site.memory import SiteMemory
 from fedlora.runtime.site.outbox import Outbox
+from fedlora.runtime.site.summed import Summed
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.signing import PublicKey, Signer
 from fedlora.wire.codec import Envelope, decode_update
@@ -57,73 +55,6 @@ class Identity(Protocol):
         Raises:
             PolicyError: it may not.
         """
-
-
-@dataclass(frozen=True)
-class Summed:
-    """The sums that a site is in, in whatever run: on disk before it agrees to one.
-
-    Two sums with one update in both tell the difference of what else is in them. So an update that
-    is in one sum is in no other, but in the same over again: of the same recipe, run and round,
-    over the same members.
-    """
-
-    site: str
-
-    def require_none(self, update: str) -> None:
-        """Do nothing if an update is in no sum: with fresh noise not even the same is the same.
-
-        Args:
-            update: SHA-256 of its values.
-
-        Raises:
-            SummedError: it is in one.
-            StorageError: the record cannot be read.
-        """
-        if update in self._all():
-            raise SummedError(REVEALED)
-
-    def keep(self, update: str, *, context: bytes, members: Collection[str]) -> None:
-        """Note that an update is to be in a sum.
-
-        Args:
-            update: SHA-256 of its values.
-            context: what all members have signed of the sum: recipe, base, adapter, run and round.
-            members: of the sum.
-
-        Raises:
-            SummedError: it is in another.
-            StorageError: the record cannot be read or written.
-        """
-        known, this = self._all(), {"context": context.hex(), "members": sorted(members)}
-        if known.pop(update, this) != this:
-            raise SummedError(REVEALED)
-        atomic.write_file(self._path, json.dumps({**known, update: this}, indent=1))
-
-    def last(self) -> Collection[str]:
-        """Return the members of the last sum; none before the first.
-
-        Raises:
-            StorageError: the record cannot be read.
-        """
-        return next((sum_["members"] for sum_ in reversed(self._all().values())), ())
-
-    @property
-    def _path(self) -> Path:
-        return site_folder(self.site) / "summed.json"
-
-    def _all(self) -> dict[str, Any]:
-        """Return each sum by the update that is in it, the last one last."""
-        try:
-            found = json.loads(self._path.read_text(encoding="ascii"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise StorageError(
-                f"{self._path}: the sums that the site has been in cannot be read ({error}). Put "
-                "the file back from a backup: without it, nothing is summed."
-            ) from None
-        return dict(found)
 
 
 @dataclass(frozen=True)
