@@ -1,7 +1,6 @@
 """One round at the aggregator that sees no single update: a secure sum in place of a fold."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,9 @@ from fedlora.runtime.fixed_point import fixed_point_of
 from fedlora.runtime.secure_terms import REVEALED, context_of, terms_of
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 from fedlora.wire.codec import Envelope, encode_state
+
+_Take = Callable[[str, bytes], None]
+"""Takes a member's answer, or raises an error."""
 
 
 @dataclass(kw_only=True)
@@ -135,30 +137,34 @@ class SecureSum:
     def _summed(self) -> Vector:
         """Play the stages that follow training; return the sum, unmasked."""
         collector = self._collector
-        for site, payload in self._stage("share", collector.rosters()):
-            with self._losing(site, "share"):
-                collector.take_shares(site, read(pb.Shares, payload))
+        self._stage(
+            "share",
+            collector.rosters(),
+            lambda site, payload: collector.take_shares(site, read(pb.Shares, payload)),
+        )
         inboxes = collector.inboxes()
         if self.budget:
             self.budget.charge()
-        for site, payload in self._stage("mask", inboxes):
-            with self._losing(site, "mask"):
-                collector.take_masked(site, payload)
+        self._stage("mask", inboxes, collector.take_masked)
         quorum = self.recipe.quorum_of(len(self.cohort))
         survivors = collector.survivors_for(at_least=quorum)
         if collector.terms.signed:
-            for site, payload in self._stage("sign", survivors):
-                with self._losing(site, "sign"):
-                    collector.take_signature(site, read(pb.Signature, payload))
+            self._stage(
+                "sign",
+                survivors,
+                lambda site, payload: collector.take_signature(site, read(pb.Signature, payload)),
+            )
         unmaskings = collector.unmaskings()
         self._asked_to_reveal = True
-        for site, payload in self._stage("reveal", unmaskings):
-            with self._losing(site, "reveal"):
-                collector.take_revealed(site, read(pb.Revealed, payload))
+        self._stage(
+            "reveal",
+            unmaskings,
+            lambda site, payload: collector.take_revealed(site, read(pb.Revealed, payload)),
+        )
         return collector.total()
 
-    def _stage(self, stage: str, asked: Mapping[str, Message]) -> Iterator[tuple[str, bytes]]:
-        """Ask members for a stage's answer; yield those that come in time."""
+    def _stage(self, stage: str, asked: Mapping[str, Message], take: _Take) -> None:
+        """Ask members for a stage's answer, and take those that are good and come in time."""
         messages: list[Instruction] = []
         for site, what in asked.items():
             payload = what.SerializeToString()
@@ -174,24 +180,18 @@ class SecureSum:
         for reply in self.exchange.send(messages, timeout=timeout):
             site = self.exchange.sender(reply)
             answered.add(site)
-            with self._losing(site, stage):
+            try:
                 content = content_of(reply)
                 self.logs.take(site, content)
                 payload = records.unpack(content)
                 self._count(site, payload)
-                yield site, payload
+                take(site, payload)
+            except StorageError:
+                raise  # a full disk here is no fault of the client
+            except FedloraError as error:
+                self._lost(site, stage, str(error))
         for site in asked.keys() - answered:
             self._lost(site, stage, "no answer within federation.stage_timeout")
-
-    @contextmanager
-    def _losing(self, site: str, stage: str) -> Iterator[None]:
-        """Note that a member is lost if what it answered is no good."""
-        try:
-            yield
-        except StorageError:
-            raise  # a full disk here is no fault of the client
-        except FedloraError as error:
-            self._lost(site, stage, str(error))
 
     def _lost(self, site: str, stage: str, reason: str) -> None:
         """Note that a member was lost; one whose vector is in the sum stays in it."""
