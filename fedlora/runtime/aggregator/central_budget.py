@@ -13,7 +13,8 @@ from fedlora.runtime.run_folder import RunFolder
 def account_of(recipe: Recipe) -> str:
     """Return the account that a run is charged to: what neighbours are differs, and does not add.
 
-    ``clients-add-remove``, or ``clients-replace-one`` where a cohort of fixed size is drawn.
+    ``clients-add-remove``, ``clients-replace-one`` where a cohort of fixed size is drawn, or
+    ``clients-zero-out`` in secure sums.
     """
     return f"clients-{round_charge(recipe).adjacency}"
 
