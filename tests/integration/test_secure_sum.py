@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, Message
 
 from fedlora.errors import RecipeError, RunError
 from fedlora.privacy.accounting.renyi_filter import RenyiFilter
-from fedlora.privacy.ledger import Ledger
+from fedlora.privacy.ledger import DEFAULT_ACCOUNT, Ledger
 from fedlora.recipe import Recipe
 from fedlora.runtime import simulation
 from fedlora.runtime.aggregator.server import serve
@@ -309,3 +309,17 @@ def test_noise_is_drawn_anew_for_no_second_sum(four_sites, tmp_path):
     record = run.records()[-1]
     assert "abandoned" in record["secure_sum"]
     assert sorted(record["refused"]) == list("abcd")
+
+
+def test_sites_that_protect_examples_are_charged_once(four_sites, tmp_path):
+    """Their updates are masked as they are; an attempt that is begun again costs nothing more."""
+    keys = "secure_aggregation: true, epsilon: 8, delta: 1e-3, records: 40"
+    recipe = four_sites(f"privacy={{unit: example, {keys}}}")
+    run = simulation.start(plan(recipe), runs=tmp_path / "runs")
+    with pytest.raises(RunError, match="Nothing was revealed"):
+        resume(run, {("b", "train.mask"): lost, ("c", "train.mask"): lost})
+    resume(run)
+    assert list(run.records()[-1]["folded"]) == list("abcd")
+    for site in "abcd":
+        ledger = Ledger(run.path / "sites" / site / "ledger.sqlite", new_filter=RenyiFilter)
+        assert len(ledger.rows(DEFAULT_ACCOUNT)) == 1
