@@ -17,8 +17,8 @@ from fedlora.training.evaluation import Evaluation, Share
 Losses = Mapping[str, Evaluation]
 """Evaluations by the site whose held-out rows were measured."""
 
-POOLED = "all data pooled"
-"""Name of the baseline that trains on all rows; no site can have it, for its spaces."""
+POOLED, BASE, FEDERATED = "all data pooled", "the base", "the federation"
+"""Names of what is no site's own training; no site can have them, for their spaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,14 @@ def losses_of(
 
 
 def read_comparison(run: RunFolder) -> Comparison:
-    """Return what the run has measured so far: base and federated from its rounds."""
+    """Return what the run has measured so far: base and federated from its rounds, if they were."""
     rounds = run.records()
-    base, federated = (losses_of(rounds[index]["evaluation"]) for index in (0, -1))
-    measured = base.keys() & federated.keys()  # a site that failed once would bend the means
     baselines = {name: losses_of(losses) for name, losses in run.baselines().items()}
+    base, federated = (
+        baselines.pop(name, {}) or losses_of(rounds[index]["evaluation"])
+        for name, index in ((BASE, 0), (FEDERATED, -1))
+    )
+    measured = base.keys() & federated.keys()  # a site that failed once would bend the means
     return Comparison(
         base={site: base[site] for site in sorted(measured)},
         federated={site: federated[site] for site in sorted(measured)},
@@ -73,9 +76,15 @@ def read_comparison(run: RunFolder) -> Comparison:
 
 
 def train_baselines(run: RunFolder, *, observe: Observer) -> None:
-    """Train and measure the baselines that the run lacks, keeping each as soon as it is there."""
+    """Train and measure the baselines that the run lacks, keeping each as soon as it is there.
+
+    Where no site may be evaluated by the aggregator, base and federation are measured here, too.
+    """
     recipe, kept = run.recipe(), run.baselines()
     sites = [Site.open(recipe, name) for name in recipe.site_names]
+    if not recipe.federation.evaluate_every and FEDERATED not in kept:
+        kept |= {BASE: _measured(sites, None), FEDERATED: _measured(sites, run.load().adapter)}
+        run.keep_baselines(kept)
     rows = [row for site in sites for row in site.train_rows]
     pooled_steps = recipe.total_steps * recipe.cohort_size
     trainings = [(site, max(1, pooled_steps // len(sites))) for site in sites]
@@ -114,5 +123,9 @@ def _train_and_measure(
         total_steps=steps,
         on_step=on_step,
     )
-    measured = {site.name: site.evaluate(result.state) for site in sites}
+    return _measured(sites, result.state)
+
+
+def _measured(sites: Iterable[Site], state: AdapterState | None) -> dict[str, list[float]]:
+    measured = {site.name: site.evaluate(state) for site in sites}
     return {name: [e.loss_sum, float(e.tokens)] for name, e in measured.items()}

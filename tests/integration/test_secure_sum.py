@@ -17,6 +17,7 @@ from fedlora.runtime import simulation
 from fedlora.runtime.aggregator.server import serve
 from fedlora.runtime.carriers.in_process import InProcessGrid
 from fedlora.runtime.charges import round_charge
+from fedlora.runtime.comparison import overall, read_comparison
 from fedlora.runtime.fixed_point import fixed_point_of
 from fedlora.runtime.plan import plan
 from fedlora.runtime.run_folder import RunFolder
@@ -323,3 +324,16 @@ def test_sites_that_protect_examples_are_charged_once(four_sites, tmp_path):
     for site in "abcd":
         ledger = Ledger(run.path / "sites" / site / "ledger.sqlite", new_filter=RenyiFilter)
         assert len(ledger.rows(DEFAULT_ACCOUNT)) == 1
+
+
+def test_a_simulation_measures_what_an_aggregator_could_not(four_sites, tmp_path):
+    """With ``simulation.compare``: base and federation at each site, beside the baselines."""
+    run = simulation.start(
+        plan(four_sites(SECURE, "simulation.compare=true")), runs=tmp_path / "runs"
+    )
+    simulation.simulate(run, observe=lambda _: None)
+    assert run.records()[-1]["evaluation"] == {}
+    comparison = read_comparison(run)
+    assert overall(comparison.federated).loss < overall(comparison.base).loss
+    assert list(comparison.alone) == list(comparison.base) == list("abcd")
+    assert "lowered the held-out loss" in (run.path / "report.html").read_text()

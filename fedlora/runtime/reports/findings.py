@@ -116,9 +116,9 @@ def trained(comparison: Comparison) -> list[Trained]:
 
 def outcome(records: Sequence[Record], comparison: Comparison, *, unit: LossUnit) -> str:
     """Return in a sentence what the run reached."""
-    base, last, number = _ends(evaluation, records)
+    base, last, number = _both_ends(records, comparison)
     before, after = overall(base).loss, overall(last).loss
-    if not any(map(evaluation, records)):
+    if not (any(map(evaluation, records)) or last):
         return "No held-out loss was measured."
     if not math.isfinite(before + after):
         return "The held-out loss has not been measured at both ends of the run."
@@ -141,7 +141,7 @@ def outcome(records: Sequence[Record], comparison: Comparison, *, unit: LossUnit
 
 def figures(records: Sequence[Record], comparison: Comparison, *, unit: LossUnit) -> list[Figure]:
     """Return the figures that stand at the top of the report."""
-    base, last, number = _ends(evaluation, records)
+    base, last, number = _both_ends(records, comparison)
     found: list[Figure] = []
 
     def add(name: str, value: str, against: str) -> None:
@@ -247,6 +247,13 @@ def _gap(losses: Mapping[str, float]) -> str:
         return f"; it did even better than training on all data pooled ({fmt.loss(pooled, 2)})"
     share = fmt.percent((alone - federated) / (alone - pooled))
     return f"; it closed {share} of the gap between sites training alone and all data pooled"
+
+
+def _both_ends(records: Sequence[Record], comparison: Comparison) -> tuple[Losses, Losses, int]:
+    """Return the base's and the federation's evaluation, and after which round the latter is."""
+    if any(map(evaluation, records)) or not comparison.federated:
+        return _ends(evaluation, records)
+    return comparison.base, comparison.federated, records[-1]["round"]
 
 
 def _ends(
