@@ -153,7 +153,7 @@ def test_a_method_sees_the_noised_mean_alone(small_recipe, tmp_path, monkeypatch
         monkeypatch.setattr(made, "add", remember)
         return made
 
-    monkeypatch.setattr("fedlora.runtime.aggregator.strategy.new_aggregator", spied)
+    monkeypatch.setattr("fedlora.runtime.aggregator.new_round.new_aggregator", spied)
     run = play(small_recipe(*CLIENTS, f"federation.method={method}"), tmp_path)
     assert [len(record["folded"]) for record in run.records()] == [0, 2, 2]
     assert len(seen) == 2
