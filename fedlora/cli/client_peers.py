@@ -42,19 +42,16 @@ def add(name: _Name, key: _Key, directory: SiteDir = Path()) -> None:
 @app.command(name="list")
 def list_(directory: SiteDir = Path()) -> None:
     """Show this site's own fingerprint, to be read out to the others, and those that are pinned."""
-    from rich.console import Console
-    from rich.table import Table
-
     from fedlora.runtime.client.peers import own, read_peers
 
     folder = opened_site(directory)
     site, _ = own(folder)
-    table = Table("site", "fingerprint", "", box=None, header_style="bold", pad_edge=False)
-    for name, fingerprint in read_peers(folder).fingerprints.items():
-        note = "this site: read it out to the others" if name == site else ""
-        table.add_row(name, fingerprint, note)
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
-    if table.row_count == 1:
+    pinned = read_peers(folder).fingerprints
+    width = max(map(len, pinned))
+    for name, fingerprint in pinned.items():  # no table: one that is narrow would cut them
+        note = "  this site: read it out to the others" if name == site else ""
+        typer.echo(f"{name:<{width}}  {fingerprint}{note}")
+    if len(pinned) == 1:
         typer.echo("\nNo other site is pinned: fedlora client peers add NAME KEY.")
 
 
