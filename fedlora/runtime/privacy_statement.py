@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlora.privacy.charge import Adjacency, Mechanism
-from fedlora.privacy.secure_aggregation.fixed_point import FixedPoint
 from fedlora.recipe import Recipe
 from fedlora.runtime import secure_statement
 from fedlora.runtime.aggregator.cohort import all_folded
@@ -16,6 +15,7 @@ from fedlora.runtime.charges import (
     secure_noise,
     training_charge,
 )
+from fedlora.runtime.fixed_point import fixed_point_of
 
 NEIGHBOURS: Mapping[Adjacency, str] = {
     "add-remove": "one client more or less",
@@ -193,11 +193,7 @@ def _of_secure_sums(recipe: Recipe) -> Sequence[str]:
 
 
 def _exact(recipe: Recipe) -> str:
-    fixed = FixedPoint(
-        clients=recipe.cohort_size,
-        clip_norm=recipe.privacy.clip_norm or 0,
-        noise=secure_noise(recipe),
-    )
+    fixed = fixed_point_of(recipe)
     return (
         f"The noise is made of whole numbers, {fixed.steps:,} of which make the norm, by an exact "
         "sampler. That a round's sum wraps around, which would spoil the adapter and tell nothing "

@@ -38,7 +38,7 @@ def summary(recipe: Recipe) -> str:
             f"each of {terms.members} shares keys with {terms.degree}, {terms.threshold} of whom "
             f"open its mask; up to {terms.most_lost} may drop out"
         )
-    error = fixed.error_bound(terms_of(recipe).fewest_summed * fixed.weights_up_to)
+    error = fixed.error_bound(terms.fewest_summed * fixed.weights_up_to)
     wraps = f", wrong with a probability of {fixed.wrap_probability:.0e}" if fixed.noise else ""
     return (
         f"{opened}; {recipe.colluders or 'none'} may collude with an aggregator "
@@ -66,7 +66,8 @@ def sums_of(records: Sequence[Mapping[str, Any]]) -> Mapping[int, Mapping[str, A
 
 
 def _promise(recipe: Recipe) -> str:
-    terms, fewest, source = terms_of(recipe), terms_of(recipe).fewest_summed, "Bonawitz et al. 2017"
+    terms, source = terms_of(recipe), "Bonawitz et al. 2017"
+    fewest = terms.fewest_summed
     if terms.degree is not None:
         source = "Bell et al. 2020, but for a probability of 2⁻⁴⁰ in each attempt"
     most = recipe.colluders

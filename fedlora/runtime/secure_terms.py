@@ -6,7 +6,7 @@ import math
 from fedlora.privacy.secure_aggregation.graph import derived
 from fedlora.privacy.secure_aggregation.terms import Terms
 from fedlora.recipe import Recipe
-from fedlora.sections.secure_sum import LARGEST_COMPLETE
+from fedlora.sections import LARGEST_COMPLETE
 from fedlora.signing import canonical
 from fedlora.wire.codec import Envelope
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from fedlora.privacy.secure_aggregation.primitives import KEY_BYTES
+from fedlora.privacy.secure_aggregation.primitives import KEY_BYTES, SEAL_BYTES
 from fedlora.privacy.secure_aggregation.shamir import SHARE_BYTES
 from fedlora.recipe import Recipe
 from fedlora.runtime.secure_terms import terms_of
 from fedlora.secure_sum.v1 import secure_sum_pb2 as pb
 
 _WEIGHT = 4
-_SIGNATURE, _TAG = 64, 16
+_SIGNATURE = 64
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def talk_of(recipe: Recipe) -> Talk:
     near = terms.members if terms.degree is None else terms.degree + 1
     keys, key, signature = _advertisement(site), bytes(KEY_BYTES), bytes(_SIGNATURE)
     signed = [pb.Signature(site=site, signature=signature)] if terms.signed else []
-    sealed = [pb.Sealed(site=site, text=bytes(2 * SHARE_BYTES + _TAG))] * (near - 1)
+    sealed = [pb.Sealed(site=site, text=bytes(2 * SHARE_BYTES + SEAL_BYTES))] * (near - 1)
     survivors = pb.Survivors(sites=[site] * near)
     seeds = [pb.Share(site=site, share=bytes(SHARE_BYTES))] * near
     up = [keys, pb.Shares(sealed=sealed), *signed, pb.Revealed(seeds=seeds)]

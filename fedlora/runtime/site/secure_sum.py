@@ -90,9 +90,9 @@ def held_back(identity: Identity | None = None) -> Mod:
         asked = Asked.of(message, context)
         if not asked.recipe.privacy.secure_aggregation or asked.purpose != "train":
             return call_next(message, context)
-        call_next(message, context)  # what was inspected is in the outbox now
+        inspected = call_next(message, context)  # it is in the outbox, too
         summed, answer = Summed(asked.site), Outbox.name_of(message)
-        update = _digest(_held_update(asked, answer))
+        update = _digest(_decoded(asked, records.unpack(inspected.content)))
         if asked.recipe.privacy.unit == "client":
             summed.require_none(update)
         who = identity or Simulated(asked.site)
@@ -178,7 +178,9 @@ def stage_of(message: Message) -> str:
 
 def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
     """Return the update that the gate let pass, as whole numbers, noised and masked."""
-    update, fixed = _held_update(asked, attempt.answer), fixed_point_of(asked.recipe)
+    outbox = Outbox(SiteMemory(asked.site, asked.envelope.run))
+    update = _decoded(asked, outbox.payload(attempt.answer))
+    fixed = fixed_point_of(asked.recipe)
     noise = noise_stream(asked.recipe, f"secure sum/{asked.site}/{asked.envelope.round}")
     weight = min(update.num_examples, fixed.weights_up_to)
     values = fixed.encode(update.values, weight=weight, bits=noise.bits)
@@ -186,13 +188,11 @@ def _masked(asked: Asked, attempt: _Attempt, inbox: pb.Inbox) -> bytes:
     return values.astype("<u4", copy=False).tobytes()
 
 
-def _held_update(asked: Asked, answer: str) -> AdapterUpdate:
+def _decoded(asked: Asked, payload: bytes) -> AdapterUpdate:
     """Return the update that is held back."""
-    memory = SiteMemory(asked.site, asked.envelope.run)
-    envelope = records.envelope_of_update(asked.envelope, asked.recipe, asked.site)
     return decode_update(
-        Outbox(memory).payload(answer),
-        envelope,
+        payload,
+        records.envelope_of_update(asked.envelope, asked.recipe, asked.site),
         codec="fp32",
         compress=False,
         max_bytes=asked.recipe.wire.max_bytes,
